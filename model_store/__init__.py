@@ -1,0 +1,10 @@
+"""The model store's format, and the offline world that writes it. Read in this order:
+
+1. `manifest`: the words: a model's id, its files, the manifest of one version.
+2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases.
+3. `encoding`: text or pair to token ids.
+4. `classifier`: `OnnxClassifier`: encode, run, scores; what the gate and the server both run.
+5. `statistics`: intervals for comparisons.
+6. `errors`: every error of the above.
+7. `builder`: the offline build. torch and transformers live there and nowhere else.
+"""

@@ -1,0 +1,192 @@
+"""The one way to turn texts into scores: the build's gate and the server run the same `OnnxClassifier`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.encoding import EncodedText, TextEncoder, TextItem
+from model_store.errors import (
+    ClassifierError,
+    InferenceError,
+    ProviderNotAvailableError,
+    RuntimeInstallationError,
+)
+from model_store.manifest import TOKENIZER_FILE, Artifact, Manifest, ScoreContract, Side
+from model_store.store import StoredVersion
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Logits = NDArray[np.float32]
+Scores = NDArray[np.float32]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+
+
+class Classifier(Protocol):
+    """What the server's batcher and the build's gate need of a model."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version that answers."""
+        ...
+
+    @property
+    def artifact(self) -> Artifact:
+        """The file of the version that answers."""
+        ...
+
+    def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
+        """Encode one item; see `TextEncoder.encode`."""
+        ...
+
+    def run(self, batch: Sequence[EncodedText]) -> Logits:
+        """Logits `(batch, labels)` of encoded items, padded to the longest; safe to call from several threads."""
+        ...
+
+
+class OnnxClassifier:
+    """One file of a version in an ONNX Runtime session, with its tokenizer.
+
+    Args:
+        version: an opened (verified) version.
+        provider: an execution provider of ONNX Runtime, as `choose_provider` returns it.
+        intra_op_threads: threads inside one call; with 1, `run` computes on the calling thread.
+        artifact: the file to load; by default the manifest's choice for the provider.
+    """
+
+    def __init__(
+        self,
+        version: StoredVersion,
+        *,
+        provider: str = PROVIDERS["cpu"],
+        intra_op_threads: int = 1,
+        artifact: Artifact | None = None,
+    ) -> None:
+        self.manifest = version.manifest
+        self.artifact = artifact or version.manifest.artifact_for(provider)
+        self.encoder = TextEncoder(version.folder / TOKENIZER_FILE, version.manifest.inputs)
+        self._session = open_session(str(version.folder / self.artifact.file), provider, intra_op_threads)
+        self._inputs = {entry.name for entry in self._session.get_inputs()}
+        unknown = self._inputs - {"input_ids", "attention_mask", "token_type_ids"}
+        if unknown:
+            raise ClassifierError(f"{self.artifact.file} wants inputs that are not known: {', '.join(sorted(unknown))}")
+
+    def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
+        """Encode one item; see `TextEncoder.encode`."""
+        return self.encoder.encode(item, truncate=truncate, side=side)
+
+    def run(self, batch: Sequence[EncodedText]) -> Logits:
+        """Logits `(batch, labels)`, float32, of encoded items padded to the longest.
+
+        Raises:
+            InferenceError: the engine failed, or the shape of its answer is not `(batch, labels)`.
+        """
+        try:
+            (logits,) = self._session.run(["logits"], self._feeds(batch))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise InferenceError(f"{self.manifest.id} failed on a batch of {len(batch)}: {error}") from error
+        expected = (len(batch), len(self.manifest.scores.labels))
+        if logits.shape != expected:
+            raise InferenceError(f"{self.manifest.id} answered with shape {logits.shape}, not {expected}")
+        return np.asarray(logits, dtype=np.float32)
+
+    def _feeds(self, batch: Sequence[EncodedText]) -> dict[str, NDArray[np.int64]]:
+        shape = (len(batch), max(map(len, batch)))
+        ids, mask, types = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for row, item in enumerate(batch):
+            ids[row, : len(item)] = item.input_ids
+            mask[row, : len(item)] = 1
+            types[row, : len(item)] = item.token_type_ids
+        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        return {name: feeds[name] for name in self._inputs}
+
+
+def open_session(model: str, provider: str, intra_op_threads: int) -> onnxruntime.InferenceSession:
+    """Open an ONNX file with the options that give right answers on every CPU.
+
+    Raises:
+        ClassifierError: ONNX Runtime can't load the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Without VNNI, u8×s8 products saturate in 16 bits and give wrong answers (onnxruntime issue 6004); this avoids it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise ClassifierError(f"ONNX Runtime can't load the model file: {error}") from error
+    if provider not in session.get_providers():  # it falls back to the CPU without an error
+        raise ClassifierError(f"{provider} could not be started: check its driver and libraries, or choose another")
+    return session
+
+
+def check_runtime_installation() -> None:
+    """Refuse to go on unless exactly one package of ONNX Runtime is installed.
+
+    Raises:
+        RuntimeInstallationError: none or both are; the message has the remedy.
+    """
+    installed = []
+    for package in _RUNTIME_PACKAGES:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        installed.append(package)
+    if not installed:
+        raise RuntimeInstallationError(
+            "ONNX Runtime is not installed: pip install 'successor[cpu]' or 'successor[gpu]'"
+        )
+    if len(installed) > 1:
+        raise RuntimeInstallationError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other:"
+            " pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'successor[cpu]' or 'successor[gpu]'"
+        )
+
+
+def choose_provider(wanted: str) -> str:
+    """The execution provider for the setting `auto` (CUDA where it is there, else CPU), `cpu` or `cuda`.
+
+    Raises:
+        ProviderNotAvailableError: it isn't in the installed runtime; the message lists those that are.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    known = [name for name, provider in PROVIDERS.items() if provider in available]
+    if wanted == "auto":
+        return PROVIDERS["cuda" if "cuda" in known else "cpu"]
+    if wanted not in known:
+        raise ProviderNotAvailableError(
+            f"execution provider {wanted!r} is not there: this runtime has {', '.join(known)}"
+        )
+    return PROVIDERS[wanted]
+
+
+def to_scores(logits: Logits, contract: ScoreContract) -> Scores:
+    """Scores `(batch, labels)` from logits of the same shape, by the manifest's function.
+
+    Raises:
+        InferenceError: a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise InferenceError("the model answered with a number that is not finite")
+    if contract.function == "softmax":
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
+    if contract.function == "sigmoid":
+        # tanh does not overflow where exp does
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), dtype=np.float32)
+    return logits

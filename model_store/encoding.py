@@ -1,0 +1,100 @@
+"""A text, or a pair of texts, to token ids: `tokenizers` alone, with ids equal to those of transformers.
+
+A `tokenizer.json` may carry truncation and padding of its own. Both are switched off once, at construction, and
+never set again: tokenisers are shared by threads, and truncation differs from request to request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Encoding, Tokenizer
+
+from model_store.errors import ClassifierError, InvalidTextError, TextTooLongError
+from model_store.manifest import InputContract, Side
+
+
+@dataclass(frozen=True, slots=True)
+class TextItem:
+    """One text to classify, or one pair."""
+
+    text: str
+    text_pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids of one item, special tokens included; `input_ids` and `token_type_ids` are `(tokens,)`."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class TextEncoder:
+    """Encodes items as the model expects them; safe to call from several threads."""
+
+    def __init__(self, tokenizer_file: Path, contract: InputContract) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the Rust side raises a bare Exception for every kind of malformed file
+            raise ClassifierError(f"{tokenizer_file.name} is not a tokenizer that can be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._contract = contract
+        self._room = contract.max_length - self._tokenizer.num_special_tokens_to_add(contract.pair)
+
+    def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
+        """Encode one item, cut to the model's `max_length` from `side` (the manifest's unless given).
+
+        Raises:
+            InvalidTextError: empty, a pair where the model reads single texts or the reverse, or not encodable.
+            TextTooLongError: more tokens than `max_length` and `truncate` is false.
+        """
+        self._check(item)
+        try:
+            whole = self._tokenizer.encode(item.text, item.text_pair)
+        except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
+            raise InvalidTextError(f"the text can't be tokenised: {error}") from error
+        if len(whole) <= self._contract.max_length:
+            return EncodedText(whole.ids, whole.type_ids)
+        if not truncate:
+            raise TextTooLongError(
+                f"the text has {len(whole)} tokens and the model reads {self._contract.max_length}:"
+                " shorten it or allow truncation"
+            )
+        cut = self._truncated(item, side or self._contract.truncation_side)
+        return EncodedText(cut.ids, cut.type_ids, truncated=True)
+
+    def _check(self, item: TextItem) -> None:
+        if (item.text_pair is not None) != self._contract.pair:
+            wanted = "pairs of texts" if self._contract.pair else "single texts"
+            raise InvalidTextError(f"this model reads {wanted}")
+        if not item.text.strip() or (item.text_pair is not None and not item.text_pair.strip()):
+            raise InvalidTextError("the text is empty")
+
+    def _truncated(self, item: TextItem, side: Side) -> Encoding:
+        first = self._tokenizer.encode(item.text, add_special_tokens=False)
+        second = None
+        if item.text_pair is None:
+            first.truncate(self._room, direction=side)
+        else:
+            second = self._tokenizer.encode(item.text_pair, add_special_tokens=False)
+            keep = longest_first(len(first), len(second), self._room)
+            first.truncate(keep[0], direction=side)
+            second.truncate(keep[1], direction=side)
+        return self._tokenizer.post_process(first, second)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each of two sequences to keep in `room`, as transformers' `longest_first` does."""
+    short, long = sorted((first, second))
+    if short + long > room:
+        long = max(short, room - short) if short <= room else short
+        if short + long > room:
+            short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)

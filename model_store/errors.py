@@ -1,0 +1,53 @@
+"""Every error that the store and the classifier raise; their messages say what to do, in one line."""
+
+
+class SuccessorError(Exception):
+    """Base of all expected errors: the command line prints it as one line and exits with 1."""
+
+
+class StoreError(SuccessorError):
+    """Something about the model store, or a version in it, is not as asked for."""
+
+
+class InvalidReferenceError(StoreError):
+    """A model reference, name or alias is not well formed."""
+
+
+class ModelNotFoundError(StoreError):
+    """No model, version or alias of that name is in the store."""
+
+
+class IntegrityError(StoreError):
+    """A version's files are not what its manifest says: missing, changed, truncated or unreadable."""
+
+
+class StoreWriteError(StoreError):
+    """The store could not be written: read-only, full, or not permitted."""
+
+
+class VersionInUseError(StoreError):
+    """A version that an alias points at was asked to be removed."""
+
+
+class ClassifierError(SuccessorError):
+    """A classifier could not be made, or could not answer."""
+
+
+class ProviderNotAvailableError(ClassifierError):
+    """The asked-for execution provider is not in the installed ONNX Runtime."""
+
+
+class RuntimeInstallationError(ClassifierError):
+    """ONNX Runtime is not installed, or both its CPU and GPU packages are."""
+
+
+class InvalidTextError(ClassifierError):
+    """A text, or a pair of texts, that this model does not accept."""
+
+
+class TextTooLongError(InvalidTextError):
+    """A text has more tokens than the model reads, and truncation was refused."""
+
+
+class InferenceError(ClassifierError):
+    """ONNX Runtime failed on a batch, or returned logits that are not finite."""

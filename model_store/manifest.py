@@ -1,0 +1,231 @@
+"""The words of the store: a model's id, its files and the manifest that describes one immutable version.
+
+Writer (`model_store.builder`) and reader (`service`) share these types and nothing else. All are frozen and
+refuse unknown keys, so a manifest that parses is one that this code understands.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from model_store.errors import InvalidReferenceError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Problem = Literal["single_label", "multi_label", "regression"]
+Side = Literal["right", "left"]
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?", re.ASCII)
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may name a model or an alias: lower case, digits, `.`, `_`, `-`, at most 64 characters.
+
+    Raises:
+        InvalidReferenceError: for anything else, path separators and leading dots included.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise InvalidReferenceError(
+            f"{name[:80]!r} is not a valid name: use 1 to 64 of a-z, 0-9, '.', '_', '-', starting and ending with a"
+            " letter or digit"
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if it is a valid name that cannot be taken for a version number."""
+    if alias.isdigit():
+        raise InvalidReferenceError(f"alias {alias!r} would read as a version number: use a name with a letter")
+    return check_name(alias)
+
+
+def _plain_file_name(file: str) -> str:
+    if PurePosixPath(file).name != file or file.startswith(".") or "\\" in file or "\0" in file:
+        raise ValueError(f"{file!r} is not a plain file name inside the version's folder")
+    return file
+
+
+FileName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain_file_name)]
+
+
+class Record(BaseModel):
+    """Base of everything in a manifest: immutable, strict about unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelId(Record):
+    """A name in the store and one immutable build of it, written `name@version`."""
+
+    name: str
+    version: int = Field(ge=1)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class ScoreContract(Record):
+    """How logits `(batch, outputs)` become scores, and what each column means."""
+
+    problem: Problem
+    labels: tuple[str, ...] = Field(description="in the order of the logits; one name of the target for a regression")
+    function: Literal["softmax", "sigmoid", "identity"]
+    threshold: float = Field(default=0.5, description="multi-label only: labels scored above it are given")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        allowed = {
+            "single_label": ("softmax", "sigmoid", "identity"),
+            "multi_label": ("sigmoid", "identity"),
+            "regression": ("identity", "sigmoid"),
+        }[self.problem]
+        if self.function not in allowed:
+            raise ValueError(f"score function {self.function!r} does not fit a {self.problem} problem: use {allowed}")
+        if len(set(self.labels)) != len(self.labels) or not self.labels:
+            raise ValueError("labels must be present and distinct")
+        if self.problem == "regression" and len(self.labels) != 1:
+            raise ValueError("a regression has exactly one output")
+        if self.problem == "single_label" and len(self.labels) < 2:
+            raise ValueError("a single-label problem needs at least two labels")
+        return self
+
+
+class InputContract(Record):
+    """What a text must be before it reaches the model."""
+
+    pair: bool = Field(default=False, description="the model reads (text, text_pair)")
+    max_length: int = Field(ge=4, le=8192, description="tokens, special tokens included")
+    truncation_side: Side = "right"
+
+
+class LatencyMeasurement(Record):
+    """One file's time for one text, measured by the build on the machine that it names."""
+
+    provider: str
+    machine: str
+    threads: int
+    tokens: int = Field(description="mean tokens a text, special tokens included")
+    p50_ms: float
+    texts: int = Field(description="how many texts the median is over")
+
+
+class Artifact(Record):
+    """One ONNX file of a version, with the proof of what it is worth."""
+
+    file: FileName
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=1)
+    precision: Precision
+    method: str = Field(description="how it was made, for example 'export' or 'dynamic-u8s8-per-channel'")
+    batch_invariant: bool = Field(description="a text's logits do not depend on its batch-mates: it may be batched")
+    max_logit_difference: float = Field(description="on dev, against the form that it was made from")
+    agreement: float = Field(ge=0, le=1, description="on dev, with the float32 file")
+    dev_metric: float = Field(description="the task's main metric on dev")
+    latency: tuple[LatencyMeasurement, ...] = ()
+
+
+class FileDigest(Record):
+    """A file of a version that is not a model: tokenizer, report, plot."""
+
+    file: FileName
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Split(Record):
+    """One split of the data, as it was used."""
+
+    rows: int
+    sha256: str = Field(description="of the canonical JSON lines of its rows")
+    dropped_overlap: int = Field(default=0, description="rows dropped because their text occurs in a later split")
+
+
+class DataLineage(Record):
+    """Where the texts came from."""
+
+    source: str
+    licence: str
+    splits: dict[str, Split]
+
+
+class Lineage(Record):
+    """Everything that is needed to make this version again."""
+
+    predecessor: str | None = Field(description="id in the store, or None for a version that has none")
+    predecessor_sha256: str | None = None
+    encoder: str
+    encoder_sha256: str
+    encoder_licence: str
+    recipe: dict[str, Any] = Field(description="the whole resolved recipe")
+    data: DataLineage
+    seed: int
+    code_version: str
+    packages: dict[str, str]
+
+
+class Check(Record):
+    """One threshold of a gate, and what was found."""
+
+    name: str
+    value: float
+    bound: float
+    direction: Literal["at_least", "at_most"]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is on the right side of the bound."""
+        return self.value >= self.bound if self.direction == "at_least" else self.value <= self.bound
+
+
+class Manifest(Record):
+    """What one version is: written once, by publish, beside the files that it describes."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    version: int = Field(ge=1)
+    created: datetime
+    scores: ScoreContract
+    inputs: InputContract
+    artifacts: tuple[Artifact, ...] = Field(min_length=1)
+    files: tuple[FileDigest, ...]
+    lineage: Lineage
+    measurements: dict[str, float] = Field(description="named figures of the report, on the test split unless said")
+    gate: tuple[Check, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_name(self.name)
+        names = [entry.file for entry in (*self.artifacts, *self.files)]
+        if len(set(names)) != len(names) or MANIFEST_FILE in names:
+            raise ValueError("every file of a version is listed exactly once, and the manifest never")
+        if TOKENIZER_FILE not in names:
+            raise ValueError(f"a version needs its {TOKENIZER_FILE}")
+        return self
+
+    @property
+    def id(self) -> ModelId:
+        """This version's id."""
+        return ModelId(name=self.name, version=self.version)
+
+    def artifact_for(self, provider: str) -> Artifact:
+        """The file to serve on `provider`: the fastest measured there; unmeasured, fp16 on a GPU, else float32."""
+        measured = [
+            (latency.p50_ms, index)
+            for index, artifact in enumerate(self.artifacts)
+            for latency in artifact.latency
+            if latency.provider == provider
+        ]
+        if measured:
+            return self.artifacts[min(measured)[1]]
+        order: tuple[Precision, ...] = (
+            ("fp32", "int8", "fp16") if provider == "CPUExecutionProvider" else ("fp16", "fp32", "int8")
+        )
+        return min(self.artifacts, key=lambda artifact: order.index(artifact.precision))

@@ -1,0 +1,105 @@
+"""Intervals and tests for comparisons: used by the builder's report and by the comparison over HTTP (numpy only).
+
+Sources: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13, percentile intervals; Dietterich (1998),
+"Approximate statistical tests", for McNemar's test; order-statistic intervals for quantiles, David & Nagaraja (2003), 7.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
+
+Samples = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """`(low, high)`."""
+        return self.low, self.high
+
+
+def paired_bootstrap(
+    statistic: Callable[..., float], *samples: Samples, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """`statistic(*samples)` with its percentile interval, resampling the same positions of every sample `(n,)`.
+
+    Pairing removes what both sides share: the text's difficulty, the moment's load on the machine.
+
+    Raises:
+        ValueError: the samples are empty or not of one length.
+    """
+    lengths = {len(sample) for sample in samples}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError("a paired bootstrap needs samples of one length, at least 1")
+    (count,) = lengths
+    generator = np.random.default_rng(seed)
+    draws = np.empty(resamples)
+    for index in range(resamples):
+        chosen = generator.integers(0, count, count)
+        draws[index] = statistic(*(sample[chosen] for sample in samples))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (
+        np.quantile(draws[np.isfinite(draws)], [tail, 1 - tail]) if np.isfinite(draws).any() else (np.nan, np.nan)
+    )
+    return Estimate(float(statistic(*samples)), float(low), float(high))
+
+
+def ratio_of_medians(numerator: Samples, denominator: Samples, *, seed: int = 0) -> Estimate:
+    """Median of `numerator` ÷ median of `denominator`, pair by pair measured next to each other, each `(n,)`."""
+    return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator, seed=seed)
+
+
+def difference_of_means(first: Samples, second: Samples, *, seed: int = 0) -> Estimate:
+    """Mean of `first` minus mean of `second`, for scores of the same texts, each `(n,)`."""
+    return paired_bootstrap(lambda a, b: float(np.mean(a) - np.mean(b)), first, second, seed=seed)
+
+
+def quantile_estimate(samples: Samples, quantile: float) -> Estimate:
+    """A quantile of `(n,)` samples with its distribution-free interval from order statistics.
+
+    Where there are too few samples for the confidence asked for, the interval ends at the extremes.
+    """
+    ordered = np.sort(samples)
+    count = len(ordered)
+    spread = 1.959964 * math.sqrt(count * quantile * (1 - quantile))
+    low = max(0, math.floor(count * quantile - spread) - 1)
+    high = min(count - 1, math.ceil(count * quantile + spread))
+    return Estimate(float(np.quantile(ordered, quantile)), float(ordered[low]), float(ordered[high]))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value that two classifiers are right equally often.
+
+    Args:
+        only_first: texts that only the first classifier got right.
+        only_second: texts that only the second got right.
+    """
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    fewer = min(only_first, only_second)
+    log_half = discordant * math.log(0.5)
+    tail = math.fsum(
+        math.exp(math.lgamma(discordant + 1) - math.lgamma(k + 1) - math.lgamma(discordant - k + 1) + log_half)
+        for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * tail)
