@@ -1,4 +1,6 @@
-"""The model store's format, and the offline world that writes it. Read in this order:
+"""The model store's format, and the offline world that writes it.
+
+Read in this order:
 
 1. `manifest`: the words: a model's id, its files, the manifest of one version.
 2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases.

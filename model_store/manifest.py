@@ -117,12 +117,17 @@ class LatencyMeasurement(Record):
     texts: int = Field(description="how many texts the median is over")
 
 
-class Artifact(Record):
-    """One ONNX file of a version, with the proof of what it is worth."""
+class FileDigest(Record):
+    """A file of a version, and what it must contain."""
 
     file: FileName
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=1)
+    bytes: int = Field(ge=0)
+
+
+class Artifact(FileDigest):
+    """One ONNX file of a version, with the proof of what it is worth."""
+
     precision: Precision
     method: str = Field(description="how it was made, for example 'export' or 'dynamic-u8s8-per-channel'")
     batch_invariant: bool = Field(description="a text's logits do not depend on its batch-mates: it may be batched")
@@ -130,14 +135,6 @@ class Artifact(Record):
     agreement: float = Field(ge=0, le=1, description="on dev, with the float32 file")
     dev_metric: float = Field(description="the task's main metric on dev")
     latency: tuple[LatencyMeasurement, ...] = ()
-
-
-class FileDigest(Record):
-    """A file of a version that is not a model: tokenizer, report, plot."""
-
-    file: FileName
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
 
 
 class Split(Record):

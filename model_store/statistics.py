@@ -1,7 +1,8 @@
 """Intervals and tests for comparisons: used by the builder's report and by the comparison over HTTP (numpy only).
 
-Sources: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13, percentile intervals; Dietterich (1998),
-"Approximate statistical tests", for McNemar's test; order-statistic intervals for quantiles, David & Nagaraja (2003), 7.1.
+Sources: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13, for percentile intervals;
+Dietterich, "Approximate statistical tests" (1998), for McNemar's test; David & Nagaraja, "Order Statistics" (2003),
+7.1, for intervals of quantiles.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Move a file over `target`, or a folder to the free name `target`, in one step."""
-        os.rename(source, target)
+        source.rename(target)
 
     def remove(self, path: Path) -> None:
         """Delete a file or a whole folder."""
