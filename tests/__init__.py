@@ -1,0 +1,1 @@
+"""The project's tests; `tiny` and `fakes` hold what they share."""
