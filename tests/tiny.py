@@ -51,7 +51,7 @@ _FUNCTIONS: Mapping[Problem, str] = {"single_label": "softmax", "multi_label": "
 
 @dataclass(frozen=True)
 class TinyWeights:
-    """One tiny model: `embedding` (vocabulary, hidden), `types` (2, hidden), `head` (hidden, labels), `bias` (labels,)."""
+    """One model: `embedding` (vocabulary, hidden), `types` (2, hidden), `head` (hidden, labels), `bias` (labels,)."""
 
     embedding: NDArray[np.float32]
     types: NDArray[np.float32]
