@@ -26,6 +26,8 @@ Logits = NDArray[np.float32]
 Scores = NDArray[np.float32]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_REQUIRED_INPUTS = {"input_ids", "attention_mask"}
+_OPTIONAL_INPUTS = {"token_type_ids"}
 _RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -74,9 +76,12 @@ class OnnxClassifier:
         self.encoder = TextEncoder(version.folder / TOKENIZER_FILE, version.manifest.inputs)
         self._session = open_session(str(version.folder / self.artifact.file), provider, intra_op_threads)
         self._inputs = {entry.name for entry in self._session.get_inputs()}
-        unknown = self._inputs - {"input_ids", "attention_mask", "token_type_ids"}
-        if unknown:
-            raise ClassifierError(f"{self.artifact.file} wants inputs that are not known: {', '.join(sorted(unknown))}")
+        outputs = {entry.name for entry in self._session.get_outputs()}
+        if self._inputs | _OPTIONAL_INPUTS != _REQUIRED_INPUTS | _OPTIONAL_INPUTS or "logits" not in outputs:
+            raise ClassifierError(
+                f"{self.artifact.file} reads {_listed(self._inputs)} and gives {_listed(outputs)}: a classifier reads"
+                " input_ids, attention_mask and perhaps token_type_ids, and gives logits"
+            )
 
     def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
         """Encode one item; see `TextEncoder.encode`."""
@@ -91,7 +96,7 @@ class OnnxClassifier:
         try:
             (logits,) = self._session.run(["logits"], self._feeds(batch))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise InferenceError(f"{self.manifest.id} failed on a batch of {len(batch)}: {error}") from error
+            raise InferenceError(f"{self.manifest.id} failed on a batch of {len(batch)}: {_one_line(error)}") from error
         expected = (len(batch), len(self.manifest.scores.labels))
         if logits.shape != expected:
             raise InferenceError(f"{self.manifest.id} answered with shape {logits.shape}, not {expected}")
@@ -126,53 +131,57 @@ def open_session(model: str, provider: str, intra_op_threads: int) -> onnxruntim
     try:
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ClassifierError(f"ONNX Runtime can't load the model file: {error}") from error
+        raise ClassifierError(f"ONNX Runtime can't load the model file: {_one_line(error)}") from error
     if provider not in session.get_providers():  # it falls back to the CPU without an error
         raise ClassifierError(f"{provider} could not be started: check its driver and libraries, or choose another")
     return session
 
 
-def check_runtime_installation() -> None:
-    """Refuse to go on unless exactly one package of ONNX Runtime is installed.
+def installed_runtimes() -> list[str]:
+    """The packages of ONNX Runtime that are installed."""
+    return [package for package in _RUNTIME_PACKAGES if any(importlib.metadata.distributions(name=package))]
+
+
+def check_runtime_installation(installed: Sequence[str] | None = None) -> None:
+    """Refuse to go on unless exactly one package of ONNX Runtime is `installed` (by default, what is here).
 
     Raises:
         RuntimeInstallationError: none or both are; the message has the remedy.
     """
-    installed = []
-    for package in _RUNTIME_PACKAGES:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        installed.append(package)
+    installed = installed_runtimes() if installed is None else installed
     if not installed:
         raise RuntimeInstallationError(
             "ONNX Runtime is not installed: pip install 'successor[cpu]' or 'successor[gpu]'"
         )
     if len(installed) > 1:
         raise RuntimeInstallationError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other:"
-            " pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'successor[cpu]' or 'successor[gpu]'"
+            f"{' and '.join(installed)} are both installed and overwrite each other:"
+            f" pip uninstall -y {' '.join(installed)}, then pip install 'successor[cpu]' or 'successor[gpu]'"
         )
 
 
-def choose_provider(wanted: str) -> str:
+def choose_provider(wanted: str, available: Sequence[str] | None = None) -> str:
     """The execution provider for the setting `auto` (CUDA where it is there, else CPU), `cpu` or `cuda`.
+
+    Args:
+        wanted: the setting.
+        available: what there is to choose from; by default, what the installed runtime was built with.
 
     Raises:
         ProviderNotAvailableError: it isn't in the installed runtime; the message lists those that are.
     """
-    import onnxruntime
+    if available is None:
+        import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    known = [name for name, provider in PROVIDERS.items() if provider in available]
-    if wanted == "auto":
-        return PROVIDERS["cuda" if "cuda" in known else "cpu"]
+        available = onnxruntime.get_available_providers()
+    known = {name: provider for name, provider in PROVIDERS.items() if provider in available}
+    if wanted == "auto" and known:
+        return known.get("cuda") or known["cpu"]
     if wanted not in known:
         raise ProviderNotAvailableError(
-            f"execution provider {wanted!r} is not there: this runtime has {', '.join(known)}"
+            f"execution provider {wanted!r} is not there: this runtime has {', '.join(known) or 'none that is known'}"
         )
-    return PROVIDERS[wanted]
+    return known[wanted]
 
 
 def to_scores(logits: Logits, contract: ScoreContract) -> Scores:
@@ -190,3 +199,11 @@ def to_scores(logits: Logits, contract: ScoreContract) -> Scores:
         # tanh does not overflow where exp does
         return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), dtype=np.float32)
     return logits
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from model_store.errors import ClassifierError, InvalidTextError, TextTooLongError
 from model_store.manifest import InputContract, Side
@@ -42,7 +42,9 @@ class TextEncoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # the Rust side raises a bare Exception for every kind of malformed file
-            raise ClassifierError(f"{tokenizer_file.name} is not a tokenizer that can be read: {error}") from error
+            raise ClassifierError(
+                f"{tokenizer_file.name} is not a tokenizer that can be read: {' '.join(str(error).split())}"
+            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._contract = contract
@@ -57,18 +59,28 @@ class TextEncoder:
         """
         self._check(item)
         try:
-            whole = self._tokenizer.encode(item.text, item.text_pair)
+            first = self._tokenizer.encode(item.text, add_special_tokens=False)
+            second = (
+                None if item.text_pair is None else self._tokenizer.encode(item.text_pair, add_special_tokens=False)
+            )
         except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
-            raise InvalidTextError(f"the text can't be tokenised: {error}") from error
-        if len(whole) <= self._contract.max_length:
-            return EncodedText(whole.ids, whole.type_ids)
-        if not truncate:
+            reason = " ".join(str(error).split())
+            raise InvalidTextError(f"the text can't be tokenised: {reason}") from error
+        lengths = (len(first), 0 if second is None else len(second))
+        too_long = sum(lengths) > self._room
+        if too_long and not truncate:
+            tokens = sum(lengths) + self._contract.max_length - self._room
             raise TextTooLongError(
-                f"the text has {len(whole)} tokens and the model reads {self._contract.max_length}:"
+                f"the text has {tokens} tokens and the model reads {self._contract.max_length}:"
                 " shorten it or allow truncation"
             )
-        cut = self._truncated(item, side or self._contract.truncation_side)
-        return EncodedText(cut.ids, cut.type_ids, truncated=True)
+        if too_long:
+            keep = longest_first(*lengths, self._room)
+            for encoding, count in zip((first, second), keep, strict=True):
+                if encoding is not None:
+                    encoding.truncate(count, direction=side or self._contract.truncation_side)
+        whole = self._tokenizer.post_process(first, second)
+        return EncodedText(whole.ids, whole.type_ids, truncated=too_long)
 
     def _check(self, item: TextItem) -> None:
         if (item.text_pair is not None) != self._contract.pair:
@@ -76,18 +88,6 @@ class TextEncoder:
             raise InvalidTextError(f"this model reads {wanted}")
         if not item.text.strip() or (item.text_pair is not None and not item.text_pair.strip()):
             raise InvalidTextError("the text is empty")
-
-    def _truncated(self, item: TextItem, side: Side) -> Encoding:
-        first = self._tokenizer.encode(item.text, add_special_tokens=False)
-        second = None
-        if item.text_pair is None:
-            first.truncate(self._room, direction=side)
-        else:
-            second = self._tokenizer.encode(item.text_pair, add_special_tokens=False)
-            keep = longest_first(len(first), len(second), self._room)
-            first.truncate(keep[0], direction=side)
-            second.truncate(keep[1], direction=side)
-        return self._tokenizer.post_process(first, second)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ refuse unknown keys, so a manifest that parses is one that this code understands
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +23,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 Problem = Literal["single_label", "multi_label", "regression"]
 Side = Literal["right", "left"]
 
+MAX_VERSION: Final = 999_999_999
+
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?", re.ASCII)
 
 
@@ -43,17 +46,39 @@ def check_name(name: str) -> str:
 def check_alias(alias: str) -> str:
     """Return `alias` if it is a valid name that cannot be taken for a version number."""
     if alias.isdigit():
-        raise InvalidReferenceError(f"alias {alias!r} would read as a version number: use a name with a letter")
+        raise InvalidReferenceError(f"alias {alias[:80]!r} would read as a version number: use a name with a letter")
     return check_name(alias)
 
 
-def _plain_file_name(file: str) -> str:
-    if PurePosixPath(file).name != file or file.startswith(".") or "\\" in file or "\0" in file:
-        raise ValueError(f"{file!r} is not a plain file name inside the version's folder")
+def check_file_name(file: str) -> str:
+    """Return `file` if it may name a file in a version's folder, and nothing outside it.
+
+    Raises:
+        InvalidReferenceError: for anything else.
+    """
+    if not _FILE.fullmatch(file):
+        raise InvalidReferenceError(
+            f"{file[:80]!r} is not a plain file name: use at most 128 of A-Z, a-z, 0-9, '.', '_', '-'"
+        )
     return file
 
 
-FileName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain_file_name)]
+def _as_validator(check: Callable[[str], str]) -> AfterValidator:
+    """The check for pydantic, which collects a ValueError and lets every other error through."""
+
+    def validate(value: str) -> str:
+        try:
+            return check(value)
+        except InvalidReferenceError as error:
+            raise ValueError(str(error)) from error
+
+    return AfterValidator(validate)
+
+
+Name = Annotated[str, _as_validator(check_name)]
+Alias = Annotated[str, _as_validator(check_alias)]
+FileName = Annotated[str, _as_validator(check_file_name)]
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
 
 class Record(BaseModel):
@@ -65,8 +90,8 @@ class Record(BaseModel):
 class ModelId(Record):
     """A name in the store and one immutable build of it, written `name@version`."""
 
-    name: str
-    version: int = Field(ge=1)
+    name: Name
+    version: VersionNumber
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -186,8 +211,8 @@ class Manifest(Record):
     """What one version is: written once, by publish, beside the files that it describes."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: str
-    version: int = Field(ge=1)
+    name: Name
+    version: VersionNumber
     created: datetime
     scores: ScoreContract
     inputs: InputContract
@@ -199,7 +224,6 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_name(self.name)
         names = [entry.file for entry in (*self.artifacts, *self.files)]
         if len(set(names)) != len(names) or MANIFEST_FILE in names:
             raise ValueError("every file of a version is listed exactly once, and the manifest never")

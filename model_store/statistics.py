@@ -78,7 +78,12 @@ def quantile_estimate(samples: Samples, quantile: float) -> Estimate:
     """A quantile of `(n,)` samples with its distribution-free interval from order statistics.
 
     Where there are too few samples for the confidence asked for, the interval ends at the extremes.
+
+    Raises:
+        ValueError: there are no samples.
     """
+    if len(samples) == 0:
+        raise ValueError("a quantile needs at least one sample")
     ordered = np.sort(samples)
     count = len(ordered)
     spread = 1.959964 * math.sqrt(count * quantile * (1 - quantile))

@@ -14,17 +14,15 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from model_store.disk import MAX_RECORD_BYTES, Disk, list_entries, read_record
 from model_store.errors import (
     IntegrityError,
     InvalidReferenceError,
@@ -35,6 +33,8 @@ from model_store.errors import (
 )
 from model_store.manifest import (
     MANIFEST_FILE,
+    MAX_VERSION,
+    Alias,
     Artifact,
     Check,
     FileDigest,
@@ -43,15 +43,24 @@ from model_store.manifest import (
     Manifest,
     ModelId,
     ScoreContract,
+    VersionNumber,
     check_alias,
+    check_file_name,
     check_name,
 )
 
 ALIASES_FILE = "aliases.json"
 DEFAULT_ALIAS = "production"
-MAX_MANIFEST_BYTES = 4_000_000
+_ALIASES_ASIDE = ".incoming-aliases"
 _CHUNK_BYTES = 1 << 20
-_ALIASES = TypeAdapter(dict[str, int])
+_ALIASES = TypeAdapter(dict[Alias, VersionNumber])
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "mount it writable",
+    errno.EACCES: "check its owner",
+    errno.EPERM: "check its owner",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,46 +85,11 @@ class Draft(BaseModel):
     gate: tuple[Check, ...]
 
 
-class Disk:
-    """The operations that every write of the store is made of; tests fail each of them in turn."""
-
-    def make_folder(self, path: Path) -> None:
-        """Create one folder, which must not exist."""
-        path.mkdir()
-
-    def write(self, file: BinaryIO, data: bytes) -> None:
-        """Write one chunk."""
-        file.write(data)
-
-    def sync(self, path: Path) -> None:
-        """Force a file's bytes, or a folder's entries, to the disk."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Move a file over `target`, or a folder to the free name `target`, in one step."""
-        source.rename(target)
-
-    def remove(self, path: Path) -> None:
-        """Delete a file or a whole folder."""
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def digest_file(path: Path) -> tuple[str, int]:
     """The SHA-256 in hexadecimal and the size in bytes of a file."""
-    digest = hashlib.sha256()
-    size = 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size
+        digest = hashlib.file_digest(file, "sha256")
+        return digest.hexdigest(), file.tell()
 
 
 class ModelStore:
@@ -128,30 +102,38 @@ class ModelStore:
     # Reading
 
     def names(self) -> list[str]:
-        """The names that have at least one version, sorted."""
-        if not self.root.is_dir():
-            return []
+        """The names that have at least one version, sorted.
+
+        Raises:
+            IntegrityError: a folder of the store can't be read.
+        """
         return sorted(
-            folder.name for folder in self.root.iterdir() if _is_name(folder.name) and self.versions(folder.name)
+            entry.name for entry in list_entries(self.root) if _is_name(entry.name) and self.versions(entry.name)
         )
 
     def versions(self, name: str) -> list[int]:
-        """The versions of `name`, oldest first; empty where there is none."""
-        folder = self.root / check_name(name)
-        if not folder.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in folder.iterdir() if _is_version(entry.name) and entry.is_dir())
+        """The versions of `name`, oldest first; empty where there is none.
+
+        Raises:
+            InvalidReferenceError: not a name.
+            IntegrityError: its folder can't be read.
+        """
+        entries = list_entries(self.root / check_name(name))
+        return sorted(
+            int(entry.name) for entry in entries if _is_version(entry.name) and entry.is_dir(follow_symlinks=False)
+        )
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of `name` and the version that each points at.
 
         Raises:
+            InvalidReferenceError: not a name.
             IntegrityError: the alias file is not valid.
         """
         path = self.root / check_name(name) / ALIASES_FILE
         try:
-            return _ALIASES.validate_json(path.read_bytes())
-        except FileNotFoundError:
+            return _ALIASES.validate_json(read_record(path))
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValidationError) as error:
             raise IntegrityError(f"the aliases of {name!r} can't be read: restore or delete {path}") from error
@@ -170,9 +152,9 @@ class ModelStore:
         versions = self.versions(name)
         if not versions:
             raise ModelNotFoundError(f"no model {name!r} in the store: it has {_listed(self.names())}")
-        if selector.isascii() and selector.isdigit() and len(selector) < 10:
-            if int(selector) not in versions or str(int(selector)) != selector:
-                raise ModelNotFoundError(f"model {name!r} has no version {selector}: it has {_listed(versions)}")
+        if selector.isascii() and selector.isdigit():
+            if selector not in map(str, versions):
+                raise ModelNotFoundError(f"model {name!r} has no version {selector[:80]}: it has {_listed(versions)}")
             return ModelId(name=name, version=int(selector))
         if separator:
             check_alias(selector)
@@ -195,18 +177,13 @@ class ModelStore:
             ModelNotFoundError: no such version.
             IntegrityError: the manifest is missing, too large, malformed, or another version's.
         """
-        folder = self._folder(model)
-        if not folder.is_dir():
-            raise ModelNotFoundError(f"no version {model} in the store")
-        path = folder / MANIFEST_FILE
+        self._require(model)
         try:
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise IntegrityError(f"the manifest of {model} is larger than {MAX_MANIFEST_BYTES} bytes")
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            manifest = Manifest.model_validate_json(read_record(self._folder(model) / MANIFEST_FILE))
         except (OSError, ValidationError) as error:
             reason = f"{error.error_count()} errors" if isinstance(error, ValidationError) else error.strerror
             raise IntegrityError(
-                f"the manifest of {model} can't be read ({reason}): publish the version again"
+                f"the manifest of {model} can't be read ({reason}): restore it, or remove the version"
             ) from error
         if manifest.id != model:
             raise IntegrityError(f"the manifest in {model}'s folder is that of {manifest.id}")
@@ -221,23 +198,23 @@ class ModelStore:
         """
         manifest = self.manifest(model)
         folder = self._folder(model)
-        entries = (*manifest.artifacts, *manifest.files)
-        strangers = {path.name for path in folder.iterdir()} - {entry.file for entry in entries} - {MANIFEST_FILE}
-        if strangers:
-            raise IntegrityError(f"{model} has files that its manifest doesn't list: {_listed(sorted(strangers))}")
-        for entry in entries:
-            path = folder / entry.file
-            if path.is_symlink() or not path.is_file():
-                raise IntegrityError(f"{model} has lost its file {entry.file}: publish the version again")
-            try:
+        listed = {entry.file: entry for entry in (*manifest.artifacts, *manifest.files)}
+        try:
+            strangers = sorted({entry.name for entry in list_entries(folder)} - {*listed, MANIFEST_FILE})
+            if strangers:
+                raise IntegrityError(f"{model} has files that its manifest doesn't list: {_listed(strangers)}")
+            for file, entry in listed.items():
+                path = folder / file
+                if path.is_symlink() or not path.is_file():
+                    raise IntegrityError(f"{model} has lost its file {file}: restore it, or remove the version")
                 digest, size = digest_file(path)
-            except OSError as error:
-                raise IntegrityError(f"{model}: {entry.file} can't be read ({error.strerror})") from error
-            if (digest, size) != (entry.sha256, entry.bytes):
-                raise IntegrityError(
-                    f"{model}: {entry.file} is not what was published ({size} bytes, sha256 {digest[:12]}…; expected"
-                    f" {entry.bytes}, {entry.sha256[:12]}…): restore it or publish the version again"
-                )
+                if (digest, size) != (entry.sha256, entry.bytes):
+                    raise IntegrityError(
+                        f"{model}: {file} is not what was published ({size} bytes, sha256 {digest[:12]}…; expected"
+                        f" {entry.bytes}, {entry.sha256[:12]}…): restore it, or remove the version"
+                    )
+        except OSError as error:
+            raise IntegrityError(f"the files of {model} can't be read ({error.strerror}): check their owner") from error
         return StoredVersion(folder=folder, manifest=manifest)
 
     # Writing
@@ -245,37 +222,54 @@ class ModelStore:
     def publish(self, draft: Draft, files: Mapping[str, Path], aliases: tuple[str, ...] = ()) -> ModelId:
         """Copy `files` (name in the version → where it is now) into a new version, then point `aliases` at it.
 
+        All or nothing, but for a crash between the two last renames: that leaves the whole version and the old aliases.
+
         Raises:
+            InvalidReferenceError: the name, an alias or a file's name is not well formed.
+            StoreError: the draft is not valid, or one of `files` can't be read.
             IntegrityError: an artifact's bytes are not those that were measured.
             StoreWriteError: the store could not be written.
         """
         for alias in aliases:
             check_alias(alias)
+        for file in files:
+            check_file_name(file)
         with self._writing(draft.name) as folder:
             version = self._next_version(folder)
             aside = folder / f".incoming-{version}"
-            self._disk.make_folder(aside)
-            digests = {name: self._copy(source, aside / name) for name, source in files.items()}
-            manifest = self._number(draft, version, digests)
-            self._write(aside / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
-            self._disk.sync(aside)
+            try:
+                self._disk.make_folder(aside)
+                digests = {name: self._copy(source, aside / name) for name, source in files.items()}
+                manifest = self._number(draft, version, digests)
+                self._write(aside / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+                self._disk.sync(aside)
+                if aliases:
+                    self._write_aliases_aside(folder, dict.fromkeys(aliases, version))
+            except BaseException:
+                with suppress(OSError):  # else the next writer sweeps
+                    self._sweep(folder)
+                raise
             self._disk.rename(aside, folder / str(version))
             self._disk.sync(folder)
             if aliases:
-                self._write_aliases(folder, {**self.aliases(draft.name), **dict.fromkeys(aliases, version)})
+                self._put_aliases_in_place(folder)
         return manifest.id
 
     def promote(self, model: ModelId, alias: str) -> None:
-        """Point `alias` at a version that exists.
+        """Point `alias` at a version whose files are whole.
 
         Raises:
+            InvalidReferenceError: not an alias.
             ModelNotFoundError: no such version.
+            IntegrityError: a file of the version is not what was published.
             StoreWriteError: the store could not be written.
         """
         check_alias(alias)
-        self.manifest(model)
+        self.open(model)
         with self._writing(model.name) as folder:
-            self._write_aliases(folder, {**self.aliases(model.name), alias: model.version})
+            self._require(model)  # it may have been removed before the lock was held
+            self._write_aliases_aside(folder, {alias: model.version})
+            self._put_aliases_in_place(folder)
 
     def remove(self, model: ModelId) -> None:
         """Delete a version; its number stays taken.
@@ -285,48 +279,49 @@ class ModelStore:
             VersionInUseError: an alias points at it.
             StoreWriteError: the store could not be written.
         """
-        if model.version not in self.versions(model.name):
-            raise ModelNotFoundError(f"no version {model} in the store")
+        self._require(model)
         with self._writing(model.name) as folder:
+            self._require(model)  # as above
             using = sorted(alias for alias, version in self.aliases(model.name).items() if version == model.version)
             if using:
                 raise VersionInUseError(f"{model} is what {_listed(using)} points at: promote another version first")
-            removed = folder / f".removed-{model.version}"
-            self._disk.rename(folder / str(model.version), removed)
+            self._disk.rename(folder / str(model.version), folder / f".removed-{model.version}")
             self._disk.sync(folder)
-            self._empty(removed)
+            self._sweep(folder)
 
     def _folder(self, model: ModelId) -> Path:
         return self.root / check_name(model.name) / str(model.version)
+
+    def _require(self, model: ModelId) -> None:
+        if model.version not in self.versions(model.name):
+            raise ModelNotFoundError(f"no version {model} in the store")
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
         """Hold the name's lock, after sweeping what a crashed writer left behind."""
         folder = self.root / check_name(name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".lock").open("wb") as lock:
+            missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+            for path in reversed(missing):
+                with suppress(FileExistsError):  # another writer was quicker
+                    self._disk.make_folder(path)
+            # the root always: a writer that crashed may have made the name's folder
+            for path in dict.fromkeys([self.root, *(path.parent for path in missing)]):
+                self._disk.sync(path)
+            with (folder / ".lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                for leftover in folder.glob(".incoming-*"):
-                    self._disk.remove(leftover)
-                for removed in folder.glob(".removed-*"):
-                    self._empty(removed)
+                self._sweep(folder)
                 yield folder
         except OSError as error:
-            remedy = {
-                errno.ENOSPC: "free some space",
-                errno.EROFS: "mount it writable",
-                errno.EACCES: "check its owner",
-            }
-            raise StoreWriteError(
-                f"the store at {self.root} can't be written ({error.strerror}):"
-                f" {remedy.get(error.errno or 0, 'check the disk')}"
-            ) from error
+            remedy = _REMEDIES.get(error.errno or 0, "check the disk")
+            raise StoreWriteError(f"the store at {self.root} can't be written ({error.strerror}): {remedy}") from error
 
-    def _empty(self, removed: Path) -> None:
-        """Delete what a removed version held; its empty folder keeps the number taken."""
-        for file in removed.iterdir():
-            self._disk.remove(file)
+    def _sweep(self, folder: Path) -> None:
+        """Delete what writers left unfinished and what removed versions held; their folders keep the numbers taken."""
+        for leftover in folder.glob(".incoming-*"):
+            self._disk.remove(leftover)
+        for removed in folder.glob(".removed-*/*"):
+            self._disk.remove(removed)
 
     def _next_version(self, folder: Path) -> int:
         taken = [entry.name.removeprefix(".removed-") for entry in folder.iterdir()]
@@ -334,26 +329,33 @@ class ModelStore:
 
     def _copy(self, source: Path, target: Path) -> FileDigest:
         digest = hashlib.sha256()
-        size = 0
-        with source.open("rb") as reader, target.open("xb") as writer:
+        try:
+            reader = source.open("rb")
+        except OSError as error:
+            raise StoreError(f"{source} can't be read ({error.strerror}): build again") from error
+        with reader, self._disk.create(target) as writer:
             while chunk := reader.read(_CHUNK_BYTES):
                 self._disk.write(writer, chunk)
                 digest.update(chunk)
-                size += len(chunk)
-        target.chmod(0o444)
+            size = reader.tell()
         self._disk.sync(target)
         return FileDigest(file=target.name, sha256=digest.hexdigest(), bytes=size)
 
     def _write(self, target: Path, data: bytes) -> None:
-        with target.open("xb") as writer:
+        if len(data) > MAX_RECORD_BYTES:
+            raise StoreError(
+                f"{target.name} would have {len(data)} bytes, more than the {MAX_RECORD_BYTES} that are read"
+            )
+        with self._disk.create(target) as writer:
             self._disk.write(writer, data)
-        target.chmod(0o444)
         self._disk.sync(target)
 
-    def _write_aliases(self, folder: Path, aliases: dict[str, int]) -> None:
-        aside = folder / ".incoming-aliases"
-        self._write(aside, json.dumps(aliases, indent=2, sort_keys=True).encode() + b"\n")
-        self._disk.rename(aside, folder / ALIASES_FILE)
+    def _write_aliases_aside(self, folder: Path, moved: dict[str, int]) -> None:
+        aliases = {**self.aliases(folder.name), **moved}
+        self._write(folder / _ALIASES_ASIDE, json.dumps(aliases, indent=2, sort_keys=True).encode() + b"\n")
+
+    def _put_aliases_in_place(self, folder: Path) -> None:
+        self._disk.rename(folder / _ALIASES_ASIDE, folder / ALIASES_FILE)
         self._disk.sync(folder)
 
     def _number(self, draft: Draft, version: int, digests: Mapping[str, FileDigest]) -> Manifest:
@@ -382,8 +384,9 @@ def _is_name(text: str) -> bool:
 
 
 def _is_version(text: str) -> bool:
-    return text.isascii() and text.isdigit() and not text.startswith("0")
+    return text.isascii() and text.isdigit() and not text.startswith("0") and int(text[:10]) <= MAX_VERSION
 
 
-def _listed(values: list[str] | list[int]) -> str:
-    return ", ".join(map(str, values)) or "none"
+def _listed(values: Sequence[str] | Sequence[int]) -> str:
+    shown = ", ".join(map(str, values[:20])) or "none"
+    return f"{shown} and {len(values) - 20} more" if len(values) > 20 else shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,11 +141,11 @@ def _summary(store: ModelStore, model: ModelId) -> dict[str, Any]:
             "error": None,
         }
     except StoreError as error:
-        empty = {"aliases": [], "created": None, "files": [], "metric": None, "gate": []}
+        empty: dict[str, Any] = {"aliases": [], "created": None, "files": [], "metric": None, "gate": []}
         return {"name": model.name, "version": model.version, **empty, "error": str(error)}
 
 
-_SUMMARY_COLUMNS = {
+_SUMMARY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "name": lambda row: row["name"],
     "version": lambda row: str(row["version"]),
     "aliases": lambda row: ", ".join(row["aliases"]) or "–",

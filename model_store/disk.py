@@ -1,0 +1,69 @@
+"""What the store asks of the disk: the operations that every write is made of, and bounded ways to read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from model_store.errors import IntegrityError
+
+MAX_RECORD_BYTES = 4_000_000
+"""No manifest and no alias file is larger."""
+
+
+class Disk:
+    """The operations that every write of the store is made of; tests fail each of them in turn."""
+
+    def make_folder(self, path: Path) -> None:
+        """Create one folder, which must not exist."""
+        path.mkdir()
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open a new file for writing, which will be read-only once it is closed."""
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "wb")
+
+    def write(self, file: BinaryIO, data: bytes) -> None:
+        """Write one chunk."""
+        file.write(data)
+
+    def sync(self, path: Path) -> None:
+        """Force a file's bytes, or a folder's entries, to the disk."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a file over `target`, or a folder to the free name `target`, in one step."""
+        source.rename(target)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or a whole folder."""
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def list_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise IntegrityError(f"{folder} can't be read ({error.strerror}): check its owner") from error
+
+
+def read_record(path: Path) -> bytes:
+    """The bytes of a manifest or an alias file, neither of which is large."""
+    with path.open("rb") as file:
+        data = file.read(MAX_RECORD_BYTES + 1)
+    if len(data) > MAX_RECORD_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return data
