@@ -1,0 +1,143 @@
+"""`successor compare`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from model_store.store import ModelStore
+from service.comparison import load
+from service.comparison.errors import ComparisonError, MissingExtraError
+from service.comparison.machine import describe_machine
+from service.comparison.measure import BLOCKS, PAIRS, Plan, Sample, Side, Sides, check_sides, measure
+from service.comparison.measure import Progress as Advance
+from service.comparison.report import table, write_json, write_report
+from service.comparison.results import Comparison, Conditions, summarise
+from service.comparison.servers import Server, resolve_served, serving
+from service.comparison.texts import Example, check_examples, read_examples
+from service.settings import load_settings
+
+_EXTRA = ("httpx", "matplotlib")
+
+
+def compare(  # noqa: PLR0913 - each argument is one of the command's options
+    a: Annotated[str, typer.Argument(metavar="A", help="the predecessor: name, name@3 or name@alias")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the successor")],
+    *,
+    store: Annotated[Path | None, typer.Option(help="the model store; each model gets a server of its own")] = None,
+    url: Annotated[str | None, typer.Option(help="a running server that has both models loaded")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="JSON lines with text, text_pair, label; without it: standard input")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="also write the figures to this file; - is standard output")] = None,
+    out: Annotated[Path, typer.Option(help="folder of report, plots and raw samples")] = Path("artifacts/comparison"),
+    pairs: Annotated[int, typer.Option(min=2, help="requests to each model at 1 connection")] = PAIRS,
+    blocks: Annotated[int, typer.Option(min=2, help="blocks of each model at 16 connections")] = BLOCKS,
+) -> None:
+    """Drive two models over HTTP with the same texts, interleaved, and report what differs and what doesn't.
+
+    Example: successor compare sentiment-predecessor sentiment --texts test.jsonl
+    """
+    if store is not None and url is not None:
+        raise typer.BadParameter("give --store or --url, not both")
+    if texts is None and sys.stdin.isatty():
+        raise typer.BadParameter("give --texts FILE, or JSON lines on standard input")
+    _require_extra()
+    console = Console(stderr=json == Path("-"))
+    examples = read_examples(texts or sys.stdin)
+    plan = Plan(pairs=pairs, blocks=blocks)
+    with ExitStack() as stack:
+        sides = _on_server(url, a, b) if url else _on_own_servers(store or load_settings().store_dir, a, b, stack)
+        comparison, samples = _compare(sides, examples, plan)
+    console.print(table(comparison))
+    for sentence in comparison.conclusions:
+        console.print(f"• {sentence}")
+    write_report(comparison, samples, out)
+    console.print(f"Report, plots and raw samples: {out}", soft_wrap=True)
+    if json == Path("-"):
+        sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
+    elif json is not None:
+        _write(comparison, json)
+
+
+def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Comparison, list[Sample]]:
+    started = time.monotonic()
+    check_sides(sides)
+    served = sides.a.served
+    labels = frozenset(served.labels) | frozenset(sides.b.served.labels)
+    check_examples(examples, pair=served.pair, problem=served.problem, labels=labels)
+    with _progress() as advance:
+        samples = load.run(measure(sides, examples, plan, advance))
+    comparison = summarise(
+        sides,
+        examples,
+        samples,
+        Conditions(
+            machine=describe_machine(),
+            resident={"a": sides.a.server.resident_bytes(), "b": sides.b.server.resident_bytes()},
+            seconds=time.monotonic() - started,
+        ),
+    )
+    return comparison, samples
+
+
+def _on_server(url: str, a: str, b: str) -> Sides:
+    server = Server(load.Origin.parse(url).url)
+    models = server.models()
+    return Sides(*(Side(reference, resolve_served(models, reference), server) for reference in (a, b)))
+
+
+def _on_own_servers(root: Path, a: str, b: str, stack: ExitStack) -> Sides:
+    """Start a server for each model, so that its resident memory is its own; versions are fixed before they start."""
+    store = ModelStore(root)
+    versions = [str(store.resolve(reference)) for reference in (a, b)]
+    logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="successor-compare-")))
+    sides = []
+    for key, reference, version in zip("ab", (a, b), versions, strict=True):
+        server = stack.enter_context(serving([version], root, logs / f"{key}.log"))
+        sides.append(Side(reference, resolve_served(server.models(), version), server))
+    return Sides(*sides)
+
+
+def _require_extra() -> None:
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"{' and '.join(missing)} can't be imported: pip install 'successor[compare]'")
+
+
+@contextmanager
+def _progress() -> Iterator[Advance]:
+    """A bar for each phase, with the time left, on standard error; drawn between requests, never by a thread."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    drawn = 0.0
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
+
+        def advance(phase: str, done: int, total: int) -> None:
+            nonlocal drawn
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=total)
+            progress.update(tasks[phase], completed=done)
+            if time.monotonic() - drawn > 0.5 or done == total:
+                drawn = time.monotonic()
+                progress.refresh()
+
+        yield advance
+
+
+def _write(comparison: Comparison, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(comparison, file)
+    except OSError as error:
+        raise ComparisonError(f"{file} can't be written ({error.strerror}): choose another") from error

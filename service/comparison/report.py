@@ -1,0 +1,152 @@
+"""What a comparison leaves: the terminal's table, report.json, report.md, samples.csv and the plots."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from model_store.statistics import Estimate
+from service.comparison.errors import ComparisonError
+from service.comparison.measure import Sample
+from service.comparison.plots import write_plots
+from service.comparison.results import Comparison, LoadFigures, ModelFigures
+
+Row = tuple[str, str, str, str]
+
+_HEADINGS = ("", "A", "B", "B against A")
+_METHOD = """\
+Closed loop over keep-alive connections, after a warm-up. At 1 connection requests alternate A B, B A, …; at {many} \
+connections blocks of the same texts in the same order alternate in the same way. Brackets hold 95 % intervals: \
+latencies from order statistics, ratios and differences from a paired bootstrap ({pairs} pairs of requests, blocks, \
+texts). Accuracy, agreement and throughput come from the same answers. Load: {generator}."""
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """The table's rows: figure, A's, B's, and the two compared."""
+    a, b = comparison.a, comparison.b
+    both: list[tuple[str, Callable[[ModelFigures], str], str]] = [
+        ("model", lambda model: model.id, ""),
+        ("file", lambda model: f"{model.file} ({model.precision}, {model.provider}, {model.threads} threads)", ""),
+        ("file size", lambda model: f"{model.bytes / 1e6:.1f} MB", f"{comparison.size_ratio:.2f} × smaller"),
+        ("resident memory", lambda model: _megabytes(model.resident_bytes), ""),
+    ]
+    if a.accuracy is not None:
+        both.append(("accuracy", _accuracy, _points(comparison.accuracy_difference)))
+        both.append(("retention", lambda _: "", _percent(comparison.retention)))
+        both.append(("McNemar's p", lambda _: "", f"{comparison.mcnemar_p:.3g}"))
+    if a.pearson is not None or b.pearson is not None:
+        both.append(("Pearson's r", lambda model: _number(model.pearson), _percent(comparison.retention) + " retained"))
+    if comparison.agreement is not None:
+        both.append(("agreement", lambda _: "", _percent(comparison.agreement)))
+    for connections in a.connections:
+        many = connections != "1"
+        label = f"{connections} connection{'s' if many else ''}"
+        for name in ("p50", "p95", "p99"):
+            speedup = "" if many or name != "p50" else f"{_ratio(comparison.speedup)} faster"
+            both.append((f"{name}, {label}", _latency(name, connections), speedup))
+        ratio = f"{_ratio(comparison.throughput_ratio)} as much" if many else ""
+        both.append((f"texts a second, {label}", _throughput(connections), ratio))
+    return [(name, show(a), show(b), compared) for name, show, compared in both]
+
+
+def table(comparison: Comparison) -> Table:
+    """The table for the terminal."""
+    shown = Table(*_HEADINGS, title=f"{comparison.a.reference} (A) against {comparison.b.reference} (B)")
+    for row in rows(comparison):
+        shown.add_row(*row)
+    return shown
+
+
+def markdown(comparison: Comparison, plots: Iterable[str]) -> str:
+    """The report for people."""
+    many = next(connections for connections in comparison.a.connections if connections != "1")
+    pairs = comparison.a.connections["1"].requests
+    lines = [f"# {comparison.a.id} (A) against {comparison.b.id} (B)", ""]
+    lines += [f"- {sentence}" for sentence in comparison.conclusions]
+    lines += ["", "| | A | B | B against A |", "| --- | --- | --- | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows(comparison)]
+    lines += ["", f"{comparison.texts} texts, {comparison.labelled} with labels; {comparison.seconds:.0f} s.", ""]
+    lines += [f"Machine: {comparison.machine}.", ""]
+    lines += [_METHOD.format(many=many, pairs=pairs, generator=comparison.generator), ""]
+    lines += [f"![{Path(plot).stem}]({plot})" for plot in plots]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(comparison: Comparison, samples: Sequence[Sample], folder: Path) -> None:
+    """Write report.json, report.md, samples.csv and the plots into `folder`, which is made where it isn't there.
+
+    Raises:
+        ComparisonError: the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_samples(samples, folder / "samples.csv")
+        plots = write_plots(comparison, samples, folder)
+        write_json(comparison, folder / "report.json")
+        (folder / "report.md").write_text(markdown(comparison, plots), encoding="utf-8")
+    except OSError as error:
+        raise ComparisonError(f"the report can't be written to {folder} ({error.strerror}): choose another") from error
+
+
+def write_json(comparison: Comparison, file: Path) -> None:
+    """Write the comparison's figures as JSON, whole or not at all."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def write_samples(samples: Sequence[Sample], file: Path) -> None:
+    """Write every answer as CSV: times in seconds, several labels joined by `|`."""
+    with file.open("w", encoding="utf-8", newline="") as output:
+        writer = csv.writer(output)
+        writer.writerow(("model", "connections", "block", "text", "started_s", "latency_s", "answer"))
+        for sample in samples:
+            answer = "|".join(sample.answer) if isinstance(sample.answer, tuple) else sample.answer
+            times = (f"{sample.started:.6f}", f"{sample.seconds:.6f}")
+            writer.writerow((sample.model, sample.connections, sample.block, sample.text, *times, answer))
+
+
+def _latency(name: str, connections: str) -> Callable[[ModelFigures], str]:
+    def show(model: ModelFigures) -> str:
+        figures: LoadFigures = model.connections[connections]
+        low, high = getattr(figures, f"{name}_ms_interval")
+        return f"{getattr(figures, f'{name}_ms'):.2f} ms [{low:.2f}, {high:.2f}]"
+
+    return show
+
+
+def _throughput(connections: str) -> Callable[[ModelFigures], str]:
+    return lambda model: f"{model.connections[connections].throughput:.1f}"
+
+
+def _accuracy(model: ModelFigures) -> str:
+    if model.accuracy is None or model.accuracy_interval is None:
+        return "–"
+    low, high = model.accuracy_interval
+    return f"{model.accuracy:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _ratio(ratio: Estimate) -> str:
+    return f"{ratio.value:.2f} × [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _points(difference: Estimate | None) -> str:
+    if difference is None:
+        return ""
+    return f"{100 * difference.value:+.2f} points [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _megabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e6:.0f} MB"

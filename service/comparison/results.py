@@ -1,0 +1,278 @@
+"""From raw samples to figures with intervals, and the sentences that the intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from model_store.manifest import Problem
+from model_store.statistics import (
+    Estimate,
+    difference_of_means,
+    mcnemar,
+    paired_bootstrap,
+    quantile_estimate,
+    ratio_of_medians,
+)
+from service.comparison.machine import Machine
+from service.comparison.measure import Answer, Key, Sample, Sides
+from service.comparison.texts import Example, Label
+
+QUANTILES = (0.50, 0.95, 0.99)
+
+
+class Figures(BaseModel):
+    """Base of what a report is made of."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class LoadFigures(Figures):
+    """One model at one number of connections: milliseconds with 95 % intervals, answers a second."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    p50_ms_interval: tuple[float, float]
+    p95_ms_interval: tuple[float, float]
+    p99_ms_interval: tuple[float, float]
+    throughput: float
+    requests: int
+
+
+class ModelFigures(Figures):
+    """One of the two models; `accuracy` is null without labels and for regressions, which have `pearson` instead."""
+
+    reference: str
+    id: str
+    version: int
+    file: str
+    precision: str
+    provider: str
+    threads: int
+    bytes: int
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None
+    pearson: float | None
+    resident_bytes: int | None
+    connections: dict[str, LoadFigures]
+
+
+class Comparison(Figures):
+    """Everything that a comparison found; ratios are above 1 where B (the successor) is better.
+
+    Attributes:
+        speedup: median latency of A ÷ that of B, at one connection.
+        throughput_ratio: answers a second of B ÷ those of A, at many connections.
+        size_ratio: bytes of A's file ÷ those of B's.
+        agreement: share of texts on which both give the same label; null for regressions.
+        retention: B's accuracy (for regressions: Pearson correlation) ÷ A's.
+        accuracy_difference: B's accuracy minus A's, on the same texts.
+        mcnemar_p: exact two-sided p-value of both being right equally often.
+    """
+
+    a: ModelFigures
+    b: ModelFigures
+    speedup: Estimate
+    throughput_ratio: Estimate
+    size_ratio: float
+    agreement: float | None
+    retention: float | None
+    accuracy_difference: Estimate | None
+    mcnemar_p: float | None
+    texts: int
+    labelled: int
+    conclusions: tuple[str, ...]
+    machine: Machine
+    threads: dict[str, float]
+    generator: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the samples were taken on and under.
+
+    Attributes:
+        machine: where the load generator ran.
+        resident: bytes resident after the measurement; None where the server was not started here.
+        seconds: how long the whole comparison took.
+    """
+
+    machine: Machine
+    resident: dict[Key, int | None]
+    seconds: float
+
+
+def summarise(
+    sides: Sides, examples: Sequence[Example], samples: Sequence[Sample], conditions: Conditions
+) -> Comparison:
+    """Compute every figure; `samples` must hold every text at the larger number of connections, for both models."""
+    many = max(sample.connections for sample in samples)
+    answers = {key: _answers(samples, key, many) for key in _KEYS}
+    quality = _Quality(sides.a.served.problem, [example.label for example in examples], answers["a"], answers["b"])
+    latencies = {key: _latencies(samples, key, 1) for key in _KEYS}
+    block_seconds = {key: _block_seconds(samples, key, many) for key in _KEYS}
+    speedup = ratio_of_medians(latencies["a"], latencies["b"])
+    throughput_ratio = paired_bootstrap(lambda a, b: float(a.sum() / b.sum()), block_seconds["a"], block_seconds["b"])
+    figures: dict[Key, ModelFigures] = {}
+    for key, side in zip(_KEYS, sides, strict=True):
+        accuracy = quality.accuracy(key)
+        figures[key] = ModelFigures(
+            reference=side.reference,
+            **side.served.model_dump(include={"id", "version", "file", "precision", "provider", "threads", "bytes"}),
+            accuracy=accuracy.value if accuracy else None,
+            accuracy_interval=accuracy.interval if accuracy else None,
+            pearson=quality.pearson(key),
+            resident_bytes=conditions.resident[key],
+            connections={
+                "1": _load_figures(latencies[key], float(latencies[key].sum())),
+                str(many): _load_figures(_latencies(samples, key, many), float(block_seconds[key].sum())),
+            },
+        )
+    difference = quality.difference()
+    return Comparison(
+        a=figures["a"],
+        b=figures["b"],
+        speedup=speedup,
+        throughput_ratio=throughput_ratio,
+        size_ratio=figures["a"].bytes / figures["b"].bytes,
+        agreement=quality.agreement(),
+        retention=quality.retention(),
+        accuracy_difference=difference,
+        mcnemar_p=quality.mcnemar_p(),
+        texts=len(examples),
+        labelled=len(quality.labelled),
+        conclusions=conclude(speedup, throughput_ratio, many, difference),
+        machine=conditions.machine,
+        threads={"a": figures["a"].threads, "b": figures["b"].threads, "usable_cores": conditions.machine.usable_cores},
+        generator="closed loop, one process"
+        + (" on the servers' machine" if conditions.resident["a"] is not None else ""),
+        seconds=conditions.seconds,
+    )
+
+
+def conclude(
+    speedup: Estimate, throughput_ratio: Estimate, connections: int, difference: Estimate | None
+) -> tuple[str, ...]:
+    """What the intervals allow to be said, in sentences; "no difference shown" where they hold the neutral value."""
+    sentences = [
+        _conclude_ratio(speedup, "latency at 1 connection", ("faster", "slower")),
+        _conclude_ratio(throughput_ratio, f"throughput at {connections} connections", ("higher", "lower")),
+    ]
+    if difference is not None:
+        points = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+        if difference.low <= 0 <= difference.high:
+            sentences.append(f"No difference in accuracy shown: B differs from A by {points}.")
+        else:
+            sentences.append(f"B is {'more' if difference.value > 0 else 'less'} accurate than A: {points}.")
+    return tuple(sentences)
+
+
+def _conclude_ratio(ratio: Estimate, what: str, words: tuple[str, str]) -> str:
+    figure = f"{ratio.value:.2f} × [{ratio.low:.2f}, {ratio.high:.2f}]"
+    if ratio.low <= 1 <= ratio.high:
+        return f"No difference in {what} shown: {figure}."
+    return f"B is {words[0] if ratio.value > 1 else words[1]} in {what}: {figure}."
+
+
+_KEYS: tuple[Key, Key] = ("a", "b")
+
+
+class _Quality:
+    """How well the answers of both models fit the labels, and each other."""
+
+    def __init__(
+        self, problem: Problem, labels: Sequence[Label | None], a: Sequence[Answer], b: Sequence[Answer]
+    ) -> None:
+        self.labelled = [text for text, label in enumerate(labels) if label is not None]
+        self._regression = problem == "regression"
+        self._answers: dict[Key, Sequence[Answer]] = {"a": a, "b": b}
+        self._labels = labels
+
+    def agreement(self) -> float | None:
+        if self._regression:
+            return None
+        pairs = list(zip(self._answers["a"], self._answers["b"], strict=True))
+        return sum(a == b for a, b in pairs) / len(pairs)
+
+    def accuracy(self, key: Key) -> Estimate | None:
+        right = self._right(key)
+        return None if right is None else paired_bootstrap(lambda sample: float(sample.mean()), right)
+
+    def difference(self) -> Estimate | None:
+        a, b = self._right("a"), self._right("b")
+        return None if a is None or b is None else difference_of_means(b, a)
+
+    def mcnemar_p(self) -> float | None:
+        a, b = self._right("a"), self._right("b")
+        return None if a is None or b is None else mcnemar(int((a & ~b).sum()), int((b & ~a).sum()))
+
+    def pearson(self, key: Key) -> float | None:
+        """Pearson's correlation with the labels; None where it is not defined (fewer than 3 texts, or all alike)."""
+        if not self._regression or len(self.labelled) < 3:
+            return None
+        wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
+        given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
+        if wanted.std() == 0 or given.std() == 0:
+            return None
+        return float(np.corrcoef(wanted, given)[0, 1])
+
+    def retention(self) -> float | None:
+        if self._regression:
+            before, after = self.pearson("a"), self.pearson("b")
+        else:
+            a, b = self._right("a"), self._right("b")
+            before, after = (None, None) if a is None or b is None else (float(a.mean()), float(b.mean()))
+        return after / before if before and after is not None else None
+
+    def _right(self, key: Key) -> NDArray[np.bool_] | None:
+        """Whether each labelled text was answered with its label, by name; None where there is nothing to say."""
+        if self._regression or not self.labelled:
+            return None
+        return np.array([self._answers[key][text] == _canonical(self._labels[text]) for text in self.labelled])
+
+
+def _canonical(label: Label | None) -> Answer | None:
+    return tuple(sorted(set(label))) if isinstance(label, tuple) else label
+
+
+def _answers(samples: Sequence[Sample], key: Key, connections: int) -> list[Answer]:
+    """Each text's first answer, in the order of the texts."""
+    first: dict[int, Answer] = {}
+    for sample in samples:
+        if (sample.model, sample.connections) == (key, connections):
+            first.setdefault(sample.text, sample.answer)
+    return [first[text] for text in range(len(first))]
+
+
+def _latencies(samples: Sequence[Sample], key: Key, connections: int) -> NDArray[np.float64]:
+    return np.array([s.seconds for s in samples if (s.model, s.connections) == (key, connections)])
+
+
+def _block_seconds(samples: Sequence[Sample], key: Key, connections: int) -> NDArray[np.float64]:
+    """How long each block took, first request to last answer; blocks `i` of both models hold the same requests."""
+    spans: dict[int, tuple[float, float]] = {}
+    for sample in samples:
+        if (sample.model, sample.connections) == (key, connections):
+            start, end = spans.get(sample.block, (np.inf, -np.inf))
+            spans[sample.block] = (min(start, sample.started), max(end, sample.started + sample.seconds))
+    return np.array([spans[block][1] - spans[block][0] for block in sorted(spans)])
+
+
+def _load_figures(seconds: NDArray[np.float64], busy_seconds: float) -> LoadFigures:
+    p50, p95, p99 = (quantile_estimate(1000 * seconds, quantile) for quantile in QUANTILES)
+    return LoadFigures(
+        p50_ms=p50.value,
+        p95_ms=p95.value,
+        p99_ms=p99.value,
+        p50_ms_interval=p50.interval,
+        p95_ms_interval=p95.interval,
+        p99_ms_interval=p99.interval,
+        throughput=len(seconds) / busy_seconds,
+        requests=len(seconds),
+    )

@@ -1,0 +1,209 @@
+"""The servers of a comparison: started here, one process for each model, or already running; and what they serve."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_store.manifest import Problem
+from model_store.store import DEFAULT_ALIAS
+from service.comparison.errors import LoadError, ServerStartError
+
+_POLL_SECONDS = 0.05
+_LOG_LINES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long a server may take to become ready, and to end after SIGTERM."""
+
+    ready_seconds: float = 120.0
+    stop_seconds: float = 20.0
+
+
+WAITS = Waits()
+
+
+class ServedModel(BaseModel):
+    """What `GET /v1/models` says of one version."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    name: str
+    version: int
+    aliases: tuple[str, ...] = ()
+    file: str
+    precision: str
+    bytes: int
+    labels: tuple[str, ...]
+    problem: Problem
+    pair: bool
+    provider: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs, and its process where it was started here."""
+
+    url: str
+    process: psutil.Process | None = None
+
+    def resident_bytes(self) -> int | None:
+        """Bytes of memory that the process and its children have resident; None where the process is not known."""
+        if self.process is None:
+            return None
+        processes = [self.process, *self.process.children(recursive=True)]
+        return sum(process.memory_info().rss for process in processes)
+
+    def models(self) -> list[ServedModel]:
+        """What the server serves.
+
+        Raises:
+            LoadError: not reachable, or not the answer of such a server.
+        """
+        import httpx
+
+        try:
+            response = httpx.get(f"{self.url}/v1/models", timeout=10)
+            response.raise_for_status()
+            return [ServedModel.model_validate(entry) for entry in response.json()["data"]]
+        except httpx.HTTPError as error:
+            raise LoadError(f"{self.url}/v1/models can't be read ({error}): is the server running?") from error
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise LoadError(f"{self.url} is not a Successor server: its /v1/models has another form") from error
+
+
+def resolve_served(models: Sequence[ServedModel], reference: str) -> ServedModel:
+    """The loaded version that `name`, `name@3` or `name@alias` means, as the server itself would read it.
+
+    Raises:
+        LoadError: it isn't loaded; the message lists what is.
+    """
+    name, at, selector = reference.partition("@")
+    versions = sorted((model for model in models if model.name == name), key=lambda model: model.version)
+    wanted = selector if at else DEFAULT_ALIAS
+    for model in versions:
+        if wanted in model.aliases or wanted == str(model.version):
+            return model
+    if versions and not at:
+        return versions[-1]
+    loaded = ", ".join(sorted(model.id for model in models)) or "nothing"
+    raise LoadError(f"the server has no model {reference!r} loaded: it has {loaded}")
+
+
+@contextmanager
+def serving(models: Sequence[str], store: Path, log: Path, **settings: str) -> Iterator[Server]:
+    """Run `successor serve` for the models on a free port of this machine; it has ended when this returns.
+
+    Args:
+        models: references.
+        store: the model store's folder.
+        log: gets what the server prints.
+        settings: further settings of the server, in lower case: `threads="1"`.
+
+    Raises:
+        ServerStartError: it did not become ready; the message ends with its last log lines.
+    """
+    import orjson
+
+    port = free_port()
+    environment = {
+        **os.environ,
+        "SUCCESSOR_MODELS": orjson.dumps(list(models)).decode(),
+        **{f"SUCCESSOR_{name.upper()}": value for name, value in settings.items()},
+    }
+    command = [sys.executable, "-m", "service.cli", "serve", "--store", str(store)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with running(command, environment, f"http://127.0.0.1:{port}", log) as server:
+        yield server
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], url: str, log: Path, waits: Waits = WAITS
+) -> Iterator[Server]:
+    """Run a server's command until the block ends; `GET url/health/ready` must answer 200 before it begins.
+
+    Raises:
+        ServerStartError: it ended, or was not ready in time.
+    """
+    with (
+        _exit_on_sigterm(),
+        log.open("wb") as output,
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
+    ):
+        try:
+            _wait_until_ready(process, url, log, waits.ready_seconds)
+            yield Server(url, psutil.Process(process.pid))
+        finally:
+            _stop(process, waits.stop_seconds)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
+    import httpx
+
+    deadline = time.monotonic() + seconds
+    with httpx.Client(timeout=2) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerStartError(f"the server ended with exit code {process.returncode}: {_last_lines(log)}")
+            try:
+                if client.get(f"{url}/health/ready").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(_POLL_SECONDS)
+    raise ServerStartError(f"the server was not ready within {seconds:g} s: {_last_lines(log)}")
+
+
+def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_lines(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return " | ".join([line for line in lines if line][-_LOG_LINES:]) or "it printed nothing"
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that a comparison that is ended also ends its servers."""
+
+    def leave(signum: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread, where no handler can be set
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Coroutine, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from service.comparison.errors import LoadError
+from service.comparison.load import NO_ANSWER, Client, Origin, Reply, poisson_arrivals, run
+from tests.stub_server import StubServer, labelled
+
+
+def requests(url: str, count: int) -> list[bytes]:
+    return [Origin.parse(url).post("/v1/classify", {"input": f"text {index}"}) for index in range(count)]
+
+
+def closed(url: str, asked: Iterable[bytes], connections: int = 1, seconds: float = 10, **options: Any) -> list[Reply]:  # noqa: ANN401 - passed on to Client
+
+    async def drive() -> list[Reply]:
+        async with Client(url, connections, **options) as client:
+            return await client.closed_loop(asked, seconds=seconds)
+
+    return run(drive())
+
+
+def opened(url: str, arrivals: list[float], max_connections: int = 8) -> list[Reply]:
+    async def drive() -> list[Reply]:
+        async with Client(url, 1) as client:
+            return await client.open_loop(itertools.cycle(requests(url, 3)), arrivals, max_connections=max_connections)
+
+    return run(drive())
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_closed_loop_sends_each_request_once_and_returns_the_replies_in_order(connections: int) -> None:
+    with StubServer(classify=lambda body: labelled(body["input"])) as server:
+        replies = closed(server.url, requests(server.url, 20), connections)
+    assert [reply.index for reply in replies] == list(range(20))
+    assert all(f'"text {reply.index}"' in reply.body.decode() for reply in replies)
+    assert sorted(body["input"] for body in server.asked) == sorted(f"text {index}" for index in range(20))
+    assert server.connections == connections
+
+
+def test_a_latency_is_positive_and_counts_from_when_the_request_was_sent() -> None:
+    with StubServer() as server:
+        (reply,) = closed(server.url, requests(server.url, 1))
+    assert reply.due == reply.sent < reply.ended
+    assert reply.latency == reply.ended - reply.sent
+
+
+def test_a_closed_loop_ends_when_its_time_is_up() -> None:
+    with StubServer() as server:
+        replies = closed(server.url, itertools.cycle(requests(server.url, 1)), 2, seconds=0.05)
+    assert replies
+    assert max(reply.sent for reply in replies) - min(reply.sent for reply in replies) < 0.06
+
+
+def test_an_answer_that_is_not_200_ends_the_loop_with_the_servers_sentence_and_the_request() -> None:
+    with (
+        StubServer(classify=lambda _: (429, {"error": {"message": "the queue is full"}})) as server,
+        pytest.raises(LoadError, match=r'answered 429 to {"input":"text 0"}: the queue is full$'),
+    ):
+        closed(server.url, requests(server.url, 100))
+    assert len(server.asked) == 1
+
+
+def test_an_error_in_another_form_is_quoted_from_its_start() -> None:
+    with (
+        StubServer(classify=lambda _: (500, "x" * 300)) as server,
+        pytest.raises(LoadError, match=r'answered 500 .*: "x{199}…$'),
+    ):
+        closed(server.url, requests(server.url, 1))
+
+
+def test_a_client_that_is_not_strict_records_refusals_and_lost_connections() -> None:
+    answers: Iterator[tuple[int, Any] | None] = iter([(429, {}), None, labelled("positive")])
+    with StubServer(classify=lambda _: next(answers)) as server:
+        replies = closed(server.url, requests(server.url, 3), strict=False)
+    assert [reply.status for reply in replies] == [429, NO_ANSWER, 200]
+    assert b"closed the connection without an answer" in replies[1].body
+
+
+def test_a_connection_that_the_server_closes_after_an_answer_is_opened_again() -> None:
+    with StubServer(close=True) as server:
+        replies = closed(server.url, requests(server.url, 3))
+    assert [reply.status for reply in replies] == [200, 200, 200]
+    assert server.connections == 3
+
+
+def test_a_server_that_hangs_up_is_an_error() -> None:
+    with (
+        StubServer(classify=lambda _: None) as server,
+        pytest.raises(LoadError, match="closed the connection without an answer"),
+    ):
+        closed(server.url, requests(server.url, 5), 2)
+
+
+def test_an_answer_that_is_not_http_is_an_error() -> None:
+    with (
+        StubServer(classify=lambda _: b"hello\r\n\r\n") as server,
+        pytest.raises(LoadError, match="not answer in HTTP"),
+    ):
+        closed(server.url, requests(server.url, 1))
+
+
+def test_a_server_that_never_answers_is_an_error_after_the_limit() -> None:
+    with StubServer(silent=True) as server, pytest.raises(LoadError, match=r"no answer within 0\.05 s"):
+        closed(server.url, requests(server.url, 1), limit_seconds=0.05)
+
+
+def test_a_server_that_is_not_there_is_an_error_that_asks_for_it() -> None:
+    with StubServer() as server:
+        url = server.url
+    with pytest.raises(LoadError, match=f"{url} can't be reached .*is the server running"):
+        closed(url, requests(url, 1))
+
+
+def test_a_server_without_tls_is_refused_where_https_is_asked_for() -> None:
+    with StubServer() as server, pytest.raises(LoadError, match="can't be reached"):
+        closed(server.url.replace("http:", "https:"), requests(server.url, 1), limit_seconds=0.5)
+
+
+def test_an_open_loop_counts_the_wait_for_a_connection_from_the_time_the_request_was_due() -> None:
+    with StubServer() as server:
+        replies = opened(server.url, [0.0] * 10, max_connections=1)
+    assert server.connections == 1
+    assert len({reply.due for reply in replies}) == 1
+    assert [reply.latency for reply in replies] == sorted(reply.latency for reply in replies)
+    assert all(before.ended <= after.sent for before, after in itertools.pairwise(replies))
+
+
+def test_an_open_loop_opens_as_many_connections_as_there_are_unanswered_requests() -> None:
+    with StubServer(silent=True) as server, pytest.raises(LoadError):
+        run(_impatient(server.url))
+    assert server.connections == 8
+
+
+async def _impatient(url: str) -> list[Reply]:
+    async with Client(url, 1, limit_seconds=0.2) as client:
+        return await client.open_loop(iter(requests(url, 8)), [0.0] * 8)
+
+
+def test_an_open_loop_sends_no_request_before_it_is_due() -> None:
+    with StubServer() as server:
+        replies = opened(server.url, [0.0, 0.01, 0.02])
+    assert [round(reply.due - replies[0].due, 6) for reply in replies] == [0.0, 0.01, 0.02]
+    assert all(reply.sent >= reply.due for reply in replies)
+
+
+def test_poisson_arrivals_ascend_within_the_time_at_the_rate_and_are_the_same_for_a_seed() -> None:
+    arrivals = poisson_arrivals(100, 50, seed=3)
+    assert arrivals == sorted(arrivals) == poisson_arrivals(100, 50, seed=3)
+    assert arrivals[0] >= 0
+    assert arrivals[-1] < 50
+    assert len(arrivals) == pytest.approx(5000, rel=0.05)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://host:port", "http://host/?a=1"])
+def test_a_url_that_is_not_a_servers_is_refused(url: str) -> None:
+    with pytest.raises(LoadError, match="use http://host:port"):
+        Origin.parse(url)
+
+
+def test_a_url_may_have_a_prefix_an_address_of_version_6_and_the_schemes_default_port() -> None:
+    origin = Origin.parse("https://[::1]/models/")
+    assert (origin.host, origin.port, origin.prefix, origin.tls) == ("::1", 443, "/models", True)
+    assert origin.post("/v1/classify", "é").startswith(b"POST /models/v1/classify HTTP/1.1\r\nHost: [::1]:443\r\n")
+
+
+def test_an_error_that_is_not_expected_passes_through_as_it_is() -> None:
+    async def broken() -> None:
+        raise RuntimeError("a bug")
+
+    def calls() -> Iterable[Coroutine[Any, Any, object]]:
+        yield broken()
+
+    from service.comparison.load import _all
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(_all(calls()))
