@@ -1,0 +1,182 @@
+"""What a model is worth: predictions, the task's metric, agreement, batch invariance, time, and the tf-idf baseline.
+
+Classifiers are measured through `OnnxClassifier`, exactly as the server runs them.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.builder.data import Row, TaskData
+from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier
+from model_store.encoding import EncodedText, TextItem
+from model_store.manifest import Artifact, LatencyMeasurement, Problem
+
+Predictions = NDArray[Any]
+
+# Float kernels round differently for other batch shapes; a scale that spans the batch moves logits by a hundred times this.
+INVARIANCE_TOLERANCE = 1e-4
+_BATCH = 16
+
+
+def targets_of(rows: Sequence[Row]) -> Predictions:
+    """Targets `(rows,)` of positions or numbers, or `(rows, labels)` of 0 and 1."""
+    return np.asarray([row.target for row in rows])
+
+
+def predictions_of(problem: Problem, logits: Logits) -> Predictions:
+    """What logits `(rows, labels)` decide, in the form of `targets_of`."""
+    if problem == "single_label":
+        return np.asarray(logits.argmax(axis=-1))
+    if problem == "multi_label":
+        return (logits > 0).astype(np.int64)
+    return np.asarray(logits[:, 0], dtype=np.float64)
+
+
+def metric_name(problem: Problem) -> str:
+    """The main metric of a kind of problem."""
+    return {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "pearson"}[problem]
+
+
+def metric(problem: Problem, predictions: Predictions, targets: Predictions) -> float:
+    """Accuracy, micro-averaged F1, or Pearson's correlation (0 where a side is constant)."""
+    if problem == "regression":
+        return _correlation(predictions, targets)
+    if problem == "multi_label":
+        hits = float((predictions * targets).sum())
+        total = float(predictions.sum() + targets.sum())
+        return 2 * hits / total if total else 1.0
+    return float((predictions == targets).mean())
+
+
+def agreement(problem: Problem, first: Predictions, second: Predictions) -> float:
+    """Share of texts on which both decide the same; for a regression, their correlation, at least 0."""
+    if problem == "regression":
+        return max(0.0, _correlation(first, second))
+    same = first == second
+    return float((same.all(axis=-1) if same.ndim == 2 else same).mean())
+
+
+def run_classifier(classifier: Classifier, items: Sequence[TextItem]) -> Logits:
+    """Logits `(items, labels)` in the order of `items`, computed as the server would: alone where batches matter."""
+    encoded = [classifier.encode(item) for item in items]
+    return run_encoded(classifier, encoded, _BATCH if classifier.artifact.batch_invariant else 1)
+
+
+def run_encoded(classifier: Classifier, encoded: Sequence[EncodedText], batch: int) -> Logits:
+    """Logits `(items, labels)` in the order given, in batches of like lengths."""
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    logits = np.zeros((len(encoded), len(classifier.manifest.scores.labels)), dtype=np.float32)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        logits[chosen] = classifier.run([encoded[index] for index in chosen])
+    return logits
+
+
+def batch_difference(classifier: Classifier, items: Sequence[TextItem]) -> float:
+    """Largest |Δlogit| of texts alone against the same texts with batch-mates: of like and of other lengths."""
+    encoded = [classifier.encode(item) for item in items]
+    alone = run_encoded(classifier, encoded, 1)
+    alike = run_encoded(classifier, encoded, 4)
+    mixed = np.concatenate([classifier.run(encoded[start : start + 8]) for start in range(0, len(encoded), 8)])
+    return float(max(np.abs(alone - alike).max(), np.abs(alone - mixed).max()))
+
+
+def time_alone(
+    classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3
+) -> list[LatencyMeasurement]:
+    """Median time of one text alone for each classifier; they take turns, text by text, after a warm-up."""
+    encoded = [[classifier.encode(item) for item in items] for classifier in classifiers]
+    for classifier, texts in zip(classifiers, encoded, strict=True):
+        for text in texts[:5]:
+            classifier.run([text])
+    samples: list[list[float]] = [[] for _ in classifiers]
+    for _ in range(rounds):
+        for position in range(len(items)):
+            for index, classifier in enumerate(classifiers):
+                start = time.perf_counter()
+                classifier.run([encoded[index][position]])
+                samples[index].append((time.perf_counter() - start) * 1000)
+    return [
+        LatencyMeasurement(
+            provider=PROVIDERS["cpu"],
+            machine=machine_name(),
+            threads=1,
+            tokens=round(float(np.mean([len(text) for text in texts]))),
+            p50_ms=float(np.median(times)),
+            texts=len(items),
+        )
+        for texts, times in zip(encoded, samples, strict=True)
+    ]
+
+
+def sample(items: Sequence[TextItem], count: int) -> list[TextItem]:
+    """At most `count` items, evenly spaced: the same ones every time."""
+    step = max(1, len(items) // count)
+    return list(items[::step][:count])
+
+
+def largest_difference(first: Logits, second: Logits) -> float:
+    """Largest |Δlogit|."""
+    return float(np.abs(first - second).max())
+
+
+def tfidf_predictions(data: TaskData, split: str) -> Predictions:
+    """What a linear model on unigram tf-idf, trained on the train split, decides: the baseline of every report."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multiclass import OneVsRestClassifier
+
+    def texts(rows: Sequence[Row]) -> list[str]:
+        return [f"{row.item.text} {row.item.text_pair or ''}" for row in rows]
+
+    models = {
+        "single_label": LogisticRegression(max_iter=1000),
+        "multi_label": OneVsRestClassifier(LogisticRegression(max_iter=1000)),
+        "regression": Ridge(),
+    }
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
+    features = vectorizer.fit_transform(texts(data.splits["train"]))
+    model = models[data.problem].fit(features, targets_of(data.splits["train"]))
+    return np.asarray(model.predict(vectorizer.transform(texts(data.splits[split]))))
+
+
+def machine_name() -> str:
+    """The processor, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits) -> tuple[Artifact, Logits]:
+    """The classifier's artifact with its dev figures against `reference` `(dev rows, labels)`, and its dev logits."""
+    rows = data.splits["dev"]
+    items = [row.item for row in rows]
+    difference = batch_difference(classifier, sample(items, 48))
+    classifier.artifact = classifier.artifact.model_copy(update={"batch_invariant": difference <= INVARIANCE_TOLERANCE})
+    logits = run_classifier(classifier, items)
+    predictions = predictions_of(data.problem, logits)
+    artifact = classifier.artifact.model_copy(
+        update={
+            "max_logit_difference": largest_difference(logits, reference),
+            "agreement": agreement(data.problem, predictions, predictions_of(data.problem, reference)),
+            "dev_metric": metric(data.problem, predictions, targets_of(rows)),
+        }
+    )
+    return artifact, logits
+
+
+def _correlation(first: Predictions, second: Predictions) -> float:
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])

@@ -1,0 +1,79 @@
+"""A classifier as float32 ONNX, through optimum, proven equal to torch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from optimum.exporters.onnx import main_export
+from transformers import PreTrainedModel
+
+from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
+from model_store.builder.errors import ExportError
+from model_store.builder.evaluate import largest_difference, measured, run_classifier, sample, time_alone
+from model_store.builder.step import Figures, StepContext
+from model_store.builder.training import load_classifier, quiet_libraries, save_tokenizer
+from model_store.classifier import Logits
+from model_store.encoding import EncodedText, TextEncoder
+from model_store.manifest import TOKENIZER_FILE
+
+PARITY_ROWS = 256
+TIMING_TEXTS = 50
+
+
+def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int) -> Figures:
+    """Write `fp32.onnx` and `tokenizer.json`, and what the file is worth on dev.
+
+    Raises:
+        ExportError: the export failed, or its file has no output named logits.
+    """
+    quiet_libraries()
+    with tempfile.TemporaryDirectory(dir=context.scratch) as aside:
+        _export(parent, Path(aside), opset)
+        shutil.copyfile(Path(aside) / "model.onnx", output / FP32_FILE)
+        save_tokenizer(parent, Path(aside))
+        shutil.copyfile(Path(aside) / TOKENIZER_FILE, output / TOKENIZER_FILE)
+    classifier = open_candidate(output, new_artifact(output, FP32_FILE, "fp32", "export"), context)
+    dev = [row.item for row in context.data.splits["dev"]]
+    some = sample(dev, PARITY_ROWS)
+    encoder = TextEncoder(output / TOKENIZER_FILE, context.inputs)
+    by_torch = torch_logits(load_classifier(parent, context), [encoder.encode(item) for item in some])
+    parity = largest_difference(by_torch, run_classifier(classifier, some))
+    artifact, _ = measured(classifier, context.data, run_classifier(classifier, dev))
+    (latency,) = time_alone([classifier], sample(dev, TIMING_TEXTS))
+    write_artifacts(output, [artifact.model_copy(update={"max_logit_difference": parity, "latency": (latency,)})])
+    return {"parity": parity, "parity_rows": len(some)}
+
+
+def torch_logits(model: PreTrainedModel, encoded: Sequence[EncodedText]) -> Logits:
+    """Logits `(texts, labels)` by torch, one text at a time: no padding, as exact as it gets."""
+    model.eval()
+    rows = []
+    with torch.no_grad():
+        for text in encoded:
+            inputs = {"input_ids": torch.tensor([text.input_ids]), "attention_mask": torch.ones(1, len(text)).long()}
+            if getattr(model.config, "type_vocab_size", 0) > 1:
+                inputs["token_type_ids"] = torch.tensor([text.token_type_ids])
+            rows.append(model(**inputs).logits[0].numpy())
+    return np.stack(rows).astype(np.float32)
+
+
+def _export(parent: Path, output: Path, opset: int) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer warns about every shape that it takes for a constant
+            main_export(
+                str(parent),
+                output=str(output),
+                task="text-classification",
+                opset=opset,
+                do_validation=False,  # the parity check compares more texts, and through the server's own classifier
+                no_post_process=False,
+            )
+    except Exception as error:  # torch, onnx and optimum raise many kinds
+        raise ExportError(f"the model can't be exported with opset {opset}: {error}") from error

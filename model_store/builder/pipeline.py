@@ -1,0 +1,270 @@
+"""The method, top to bottom: data → predecessor → steps → gate → publish."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_store.builder.data import TaskData, load_data
+from model_store.builder.errors import BuildExtraError, RecipeError
+from model_store.builder.progress import Progress
+from model_store.builder.recipe import Recipe
+from model_store.builder.runner import Result, Runner, exclusive, key_of
+from model_store.builder.step import StepContext, StepParameters, operator_module
+from model_store.builder.weights import PretrainedInfo, inspect_weights
+from model_store.classifier import check_runtime_installation
+from model_store.manifest import Artifact, Check, InputContract, Lineage, ModelId, ScoreContract
+from model_store.store import Draft, ModelStore
+
+EXTRA_MODULES = ("torch", "transformers", "optimum", "onnx", "accelerate", "sklearn", "matplotlib")
+PACKAGES = ("numpy", "onnx", "onnxruntime", "optimum", "scikit-learn", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A finished build."""
+
+    predecessor: ModelId
+    successor: ModelId
+    measurements: dict[str, float]
+    checks: tuple[Check, ...]
+    seconds: dict[str, float]
+    report: Path
+    data: TaskData
+
+
+def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> Build:
+    """Build and publish what a recipe describes; nothing is published unless the gate passes.
+
+    Raises:
+        BuildError: anything expected; the message says what to do.
+        StoreError: the store could not be written.
+    """
+    check_installation()
+    with exclusive(work):
+        plan = make_plan(recipe)
+        progress.note(plan.summary)
+        runner = Runner(work, progress)
+        first = recipe.own_predecessor_steps
+        trained = plan.run(runner, plan.start, recipe.steps[:first])
+        predecessor = plan.run(runner, trained, plan.exporting)
+        successor = plan.run(runner, trained, recipe.steps[first:])
+        return _judge_and_publish(plan, runner, store, predecessor, successor)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A model in the making: the folder that holds it, and the results that led there."""
+
+    key: str
+    folder: Path
+    results: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe with its data and weights at hand, checked: what is left is work."""
+
+    recipe: Recipe
+    data: TaskData
+    weights: PretrainedInfo
+    scores: ScoreContract
+    inputs: InputContract
+    lineage: Lineage
+
+    @property
+    def start(self) -> Chain:
+        """The weights before the first step."""
+        return Chain(self.weights.sha256, self.weights.folder)
+
+    @property
+    def exporting(self) -> tuple[StepParameters, ...]:
+        """The recipe's own export step, which the predecessor goes through too."""
+        return tuple(step for step in self.recipe.steps if step.operator == "export")[:1]
+
+    @property
+    def summary(self) -> str:
+        """One line on the data."""
+        splits = self.data.lineage.splits
+        sizes = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
+        return f"data: {sizes}; dropped for overlap: {sum(split.dropped_overlap for split in splits.values())}"
+
+    def key(self, before: str, step: StepParameters) -> str:
+        """Names the result of a step: a hash of its parent, operator, parameters, seed and data."""
+        parts = (before, step.model_dump(mode="json"), self.recipe.seed, self.data.digest)
+        return key_of(*parts, self.inputs.model_dump(mode="json"), self.lineage.code_version)
+
+    def run(self, runner: Runner, chain: Chain, steps: Sequence[StepParameters]) -> Chain:
+        """Run steps one after the other, or take their kept results."""
+        for step in steps:
+            key, parent = self.key(chain.key, step), chain.folder
+
+            def work(output: Path, scratch: Path, step: StepParameters = step, parent: Path = parent) -> dict[str, Any]:
+                context = StepContext(
+                    self.data, self.scores, self.inputs, self.lineage, self.recipe.seed, runner.progress, scratch
+                )
+                figures: dict[str, Any] = operator_module(step.operator).apply(step, parent, output, context)
+                return figures
+
+            result = runner.run(step.operator, key, work)
+            chain = Chain(key, result.folder, (*chain.results, result))
+        return chain
+
+    def kept(self, runner: Runner) -> list[bool]:
+        """For each step of the recipe, whether its result is there already."""
+        key, found = self.start.key, []
+        for step in self.recipe.steps:
+            key = self.key(key, step)
+            found.append(runner.folder(step.operator, key).is_dir())
+        return found
+
+
+def make_plan(recipe: Recipe, *, offline: bool = False) -> Plan:
+    """Get the weights and the data, and refuse what can't work before anything is trained.
+
+    Raises:
+        BuildError: the message names the key and what is allowed.
+        NotFetchedError: `offline`, and something would have to be fetched.
+    """
+    weights = inspect_weights(recipe.predecessor.folder(offline=offline))
+    recipe.check_steps(weights.shape)
+    if weights.max_positions is not None and recipe.max_length > weights.max_positions:
+        raise RecipeError(f"max_length: the predecessor reads at most {weights.max_positions} tokens")
+    data = load_data(recipe.data, weights.labels, offline=offline)
+    for index, step in enumerate(recipe.steps):
+        try:
+            step.check_rows(len(data.splits["train"]))
+        except RecipeError as error:
+            raise RecipeError(f"steps.{index}.{error}") from error
+    functions = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "identity"}
+    return Plan(
+        recipe=recipe,
+        data=data,
+        weights=weights,
+        scores=ScoreContract.model_validate(
+            {"problem": data.problem, "labels": data.labels, "function": functions[data.problem]}
+        ),
+        inputs=InputContract(pair=data.pair, max_length=recipe.max_length, truncation_side=recipe.truncation_side),
+        lineage=Lineage(
+            predecessor=None,
+            encoder=recipe.predecessor.describe(),
+            encoder_sha256=weights.sha256,
+            encoder_licence=recipe.predecessor.licence,
+            recipe=recipe.model_dump(mode="json"),
+            data=data.lineage,
+            seed=recipe.seed,
+            code_version=importlib.metadata.version("successor"),
+            packages=_package_versions(),
+        ),
+    )
+
+
+def check_installation() -> None:
+    """Refuse to start a build that would fail on its way.
+
+    Raises:
+        BuildExtraError: packages of the extra are missing.
+        RuntimeInstallationError: ONNX Runtime is.
+    """
+    missing = [name for name in EXTRA_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BuildExtraError(f"a build needs {', '.join(missing)}: pip install 'successor[build]'")
+    check_runtime_installation()
+
+
+def _judge_and_publish(plan: Plan, runner: Runner, store: ModelStore, predecessor: Chain, successor: Chain) -> Build:
+    from model_store.builder.artifacts import read_artifacts
+    from model_store.builder.gate import check_all, enforce
+    from model_store.builder.judgement import evaluate_on_test, measurements_of, report_of
+    from model_store.builder.report import write_report
+
+    recipe = plan.recipe
+    tested = evaluate_on_test(plan, runner, predecessor, successor)
+    results = list({result.key: result for result in (*predecessor.results, *successor.results, tested)}.values())
+    old, new = read_artifacts(predecessor.folder), read_artifacts(successor.folder)
+    measurements = measurements_of(plan, predecessor, successor, tested)
+    checks = check_all(recipe.gate, measurements)
+    folder = runner.work / "reports" / f"{recipe.name}-{tested.key[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = write_report(folder, report_of(plan, results, old, new, tested), checks)
+    enforce(checks, folder)
+    old_id = _publish_predecessor(plan, store, predecessor, old, measurements, checks, files)
+    lineage = plan.lineage.model_copy(update={"predecessor": str(old_id), "predecessor_sha256": old[0].sha256})
+    draft = _draft(plan, recipe.name, new, lineage, measurements, checks)
+    new_id = store.publish(draft, _files(successor.folder, new) | files, (recipe.alias,))
+    seconds: dict[str, float] = {}
+    for result in results:
+        seconds[result.operator] = seconds.get(result.operator, 0.0) + result.seconds
+    return Build(old_id, new_id, measurements, checks, seconds, folder / "report.json", plan.data)
+
+
+def _publish_predecessor(
+    plan: Plan,
+    store: ModelStore,
+    predecessor: Chain,
+    artifacts: tuple[Artifact, ...],
+    measurements: dict[str, float],
+    checks: tuple[Check, ...],
+    files: dict[str, Path],
+) -> ModelId:
+    """Publish the predecessor, unless its newest version holds the very same file: a resumed build adds no copy."""
+    recipe = plan.recipe
+    versions = store.versions(recipe.predecessor_name)
+    if versions:
+        newest = ModelId(name=recipe.predecessor_name, version=versions[-1])
+        if store.manifest(newest).artifacts[0].sha256 == artifacts[0].sha256:
+            store.promote(newest, recipe.alias)
+            return newest
+    own = {name: value for name, value in measurements.items() if name in _PREDECESSOR_FIGURES}
+    passed = tuple(check for check in checks if check.name in _PREDECESSOR_FIGURES)
+    draft = _draft(plan, recipe.predecessor_name, artifacts, plan.lineage, own, passed)
+    return store.publish(draft, _files(predecessor.folder, artifacts) | files, (recipe.alias,))
+
+
+_PREDECESSOR_FIGURES = (
+    "predecessor",
+    "tfidf",
+    "predecessor_margin",
+    "predecessor_parity",
+    "predecessor_bytes",
+    "test_rows",
+)
+
+
+def _draft(
+    plan: Plan,
+    name: str,
+    artifacts: tuple[Artifact, ...],
+    lineage: Lineage,
+    measurements: dict[str, float],
+    checks: tuple[Check, ...],
+) -> Draft:
+    return Draft(
+        name=name,
+        scores=plan.scores,
+        inputs=plan.inputs,
+        artifacts=artifacts,
+        lineage=lineage,
+        measurements=measurements,
+        gate=checks,
+    )
+
+
+def _files(folder: Path, artifacts: tuple[Artifact, ...]) -> dict[str, Path]:
+    from model_store.manifest import TOKENIZER_FILE
+
+    return {name: folder / name for name in (TOKENIZER_FILE, *(artifact.file for artifact in artifacts))}
+
+
+def _package_versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed

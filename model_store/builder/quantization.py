@@ -1,0 +1,222 @@
+"""int8 candidates of a float32 ONNX file: made, measured as the server runs them, and the best one kept.
+
+Weights are safe on processors without VNNI by construction. There, u8×s8 products are summed in pairs in 16 bits,
+saturating: 2·255·127 overflows, 2·255·64 does not. So signed weights have a reduced range, which `largest_signed_weight`
+verifies in the file itself; unsigned weights take a kernel that does not saturate. No processor at hand has to be one of
+those that would go wrong.
+
+Sources: Jacob et al., "Quantization and Training of Neural Networks" (2018); onnxruntime issues 6004 and 14642.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+
+from model_store.builder.artifacts import (
+    FP32_FILE,
+    INT8_FILE,
+    new_artifact,
+    open_candidate,
+    read_artifacts,
+    write_artifacts,
+)
+from model_store.builder.errors import QuantizeError
+from model_store.builder.evaluate import measured, run_classifier, sample, time_alone
+from model_store.builder.operators.quantize import Candidate, Parameters
+from model_store.builder.step import Figures, StepContext
+from model_store.classifier import OnnxClassifier
+from model_store.encoding import EncodedText, TextItem
+from model_store.manifest import TOKENIZER_FILE, Artifact
+
+LARGEST_SAFE_WEIGHT = 64
+_SIGNED_PRODUCTS = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One candidate's row in the report."""
+
+    method: str
+    bytes: int
+    dev_metric: float
+    agreement: float
+    batch_invariant: bool
+    p50_ms: float
+    rejected: str
+
+
+def quantize(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:
+    """Copy the float32 file, write the best candidate as `int8.onnx`, and report on all of them.
+
+    Raises:
+        QuantizeError: none is good enough; the message has each one's reason.
+    """
+    reference = read_artifacts(parent)[0]
+    for file in (FP32_FILE, TOKENIZER_FILE):
+        shutil.copyfile(parent / file, output / file)
+    with tempfile.TemporaryDirectory(dir=context.scratch) as name:
+        aside = Path(name)
+        shutil.copyfile(parent / TOKENIZER_FILE, aside / TOKENIZER_FILE)
+        texts = sample([row.item for row in context.data.splits["train"]], parameters.calibration_rows)
+        with context.progress.meter("quantize", len(parameters.candidates)) as meter:
+            made = []
+            for done, candidate in enumerate(parameters.candidates, 1):
+                made.append(_make(candidate, parameters, parent, aside, texts, context))
+                meter.advance(done, candidate)
+        artifacts = _measure(reference, made, parent, aside, parameters, context)
+        verdicts = [_judge(parameters, artifacts[0], artifact, aside) for artifact in artifacts[1:]]
+        chosen = choose(verdicts, parameters.near)
+        if chosen is None:
+            reasons = "; ".join(f"{verdict.method}: {verdict.rejected}" for verdict in verdicts)
+            raise QuantizeError(
+                f"no int8 candidate is good enough ({reasons}): relax the step's limits or leave it out"
+            )
+        winner = artifacts[1:][chosen]
+        shutil.copyfile(aside / winner.file, output / INT8_FILE)
+    write_artifacts(output, [artifacts[0], winner.model_copy(update={"file": INT8_FILE})])
+    return {
+        "chosen": winner.method,
+        "fp32_p50_ms": artifacts[0].latency[0].p50_ms,
+        "candidates": [asdict(verdict) for verdict in verdicts],
+    }
+
+
+def choose(verdicts: Sequence[Verdict], near: float) -> int | None:
+    """The position of the best candidate: of those that are about as fast as the fastest, the most faithful one."""
+    passing = [index for index, verdict in enumerate(verdicts) if not verdict.rejected]
+    if not passing:
+        return None
+    limit = min(verdicts[index].p50_ms for index in passing) * (1 + near)
+    fast = [index for index in passing if verdicts[index].p50_ms <= limit]
+    return max(fast, key=lambda index: (verdicts[index].agreement, -verdicts[index].p50_ms))
+
+
+def largest_signed_weight(file: Path) -> int:
+    """The largest |weight| in signed 8 bits that a product in the file uses; 0 where there is none."""
+    graph = onnx.load(str(file)).graph
+    signed = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    produced = {name: node for node in graph.node for name in node.output}
+    largest = 0
+    for node in graph.node:
+        if node.op_type not in _SIGNED_PRODUCTS | {"MatMul", "Gemm"}:
+            continue
+        for name in node.input:
+            source = produced.get(name)
+            if (
+                source is not None and source.op_type == "DequantizeLinear"
+            ):  # QDQ: the runtime fuses it into the product
+                name = source.input[0]  # noqa: PLW2901
+            if name in signed:
+                values: NDArray[Any] = onnx.numpy_helper.to_array(signed[name]).astype(np.int32)
+                if values.ndim:  # zero points are scalars or vectors of zeros
+                    largest = max(largest, int(np.abs(values).max()))
+    return largest
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # the base class is untyped
+    """Feeds texts one by one: alone, none is padded, so that padding does not widen a range."""
+
+    def __init__(self, model: Path, classifier: OnnxClassifier, texts: Sequence[TextItem]) -> None:
+        self._inputs = [entry.name for entry in onnx.load(str(model)).graph.input]
+        self._encoded: Iterator[EncodedText] = (classifier.encode(text) for text in texts)
+
+    def get_next(self) -> dict[str, NDArray[np.int64]] | None:
+        text = next(self._encoded, None)
+        if text is None:
+            return None
+        columns = {
+            "input_ids": text.input_ids,
+            "attention_mask": [1] * len(text),
+            "token_type_ids": text.token_type_ids,
+        }
+        return {name: np.asarray([columns[name]], dtype=np.int64) for name in self._inputs}
+
+
+def _make(
+    candidate: Candidate,
+    parameters: Parameters,
+    parent: Path,
+    folder: Path,
+    texts: Sequence[TextItem],
+    context: StepContext,
+) -> Artifact:
+    target = folder / f"{candidate}.onnx"
+    operators = ["MatMul", "Gemm"] + (["Gather"] if parameters.embeddings else [])
+    signed = "u8s8" in candidate
+    common: dict[str, Any] = {
+        "weight_type": QuantType.QInt8 if signed else QuantType.QUInt8,
+        "per_channel": signed,
+        "reduce_range": signed,
+        "op_types_to_quantize": operators,
+    }
+    if candidate.startswith("dynamic"):
+        quantize_dynamic(parent / FP32_FILE, target, extra_options={"MatMulConstBOnly": True}, **common)
+    else:
+        classifier = open_candidate(parent, read_artifacts(parent)[0], context)
+        quantize_static(
+            parent / FP32_FILE,
+            target,
+            _Calibration(parent / FP32_FILE, classifier, texts),
+            quant_format=QuantFormat.QDQ if "qdq" in candidate else QuantFormat.QOperator,
+            activation_type=QuantType.QUInt8,
+            extra_options={"MatMulConstBOnly": "const" in candidate},
+            **common,
+        )
+    return new_artifact(folder, target.name, "int8", candidate)
+
+
+def _measure(
+    reference: Artifact,
+    made: Sequence[Artifact],
+    parent: Path,
+    aside: Path,
+    parameters: Parameters,
+    context: StepContext,
+) -> list[Artifact]:
+    """The float32 file and every candidate with their dev figures and times, taken in turns."""
+    exact = open_candidate(parent, reference, context)
+    dev = [row.item for row in context.data.splits["dev"]]
+    logits = run_classifier(exact, dev)
+    candidates = [open_candidate(aside, artifact, context) for artifact in made]
+    figures = [reference, *(measured(classifier, context.data, logits)[0] for classifier in candidates)]
+    times = time_alone([exact, *candidates], sample(dev, parameters.timing_texts))
+    return [artifact.model_copy(update={"latency": (time,)}) for artifact, time in zip(figures, times, strict=True)]
+
+
+def _judge(parameters: Parameters, reference: Artifact, artifact: Artifact, folder: Path) -> Verdict:
+    drop = reference.dev_metric - artifact.dev_metric
+    weight = largest_signed_weight(folder / artifact.file)
+    reasons = []
+    if weight > LARGEST_SAFE_WEIGHT:
+        reasons.append(f"a signed weight of {weight} saturates on processors without VNNI")
+    if artifact.agreement < parameters.min_agreement:
+        reasons.append(f"agreement {artifact.agreement:.3f} is below {parameters.min_agreement}")
+    if drop > parameters.max_metric_drop:
+        reasons.append(f"the dev metric falls by {drop:.3f}, more than {parameters.max_metric_drop}")
+    if parameters.max_megabytes is not None and artifact.bytes > parameters.max_megabytes * 1e6:
+        reasons.append(f"{artifact.bytes / 1e6:.1f} MB is more than {parameters.max_megabytes}")
+    return Verdict(
+        method=artifact.method,
+        bytes=artifact.bytes,
+        dev_metric=artifact.dev_metric,
+        agreement=artifact.agreement,
+        batch_invariant=artifact.batch_invariant,
+        p50_ms=artifact.latency[0].p50_ms,
+        rejected="; ".join(reasons),
+    )

@@ -1,0 +1,216 @@
+"""A recipe: every knob of a build, typed. What can't work is refused here, before anything is fetched or trained."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from model_store.builder.errors import RecipeError
+from model_store.builder.knobs import Knobs
+from model_store.builder.sources import DataSource, FileSource
+from model_store.builder.step import Shape, StepParameters, operator_module, operator_names
+from model_store.builder.weights import LocalWeights, Weights
+from model_store.errors import InvalidReferenceError
+from model_store.manifest import Side, check_alias, check_name
+from model_store.store import DEFAULT_ALIAS
+
+if TYPE_CHECKING:
+    AnyStep = StepParameters
+else:  # the union of every operator's parameters, told apart by the operator's name
+    AnyStep = Annotated[
+        reduce(or_, (operator_module(name).Parameters for name in operator_names())), Field(discriminator="operator")
+    ]
+
+
+class Gate(Knobs):
+    """Thresholds that a build must pass before it may be published; a missing one is not checked."""
+
+    min_retention: float | None = Field(default=None, description="successor's metric ÷ predecessor's, on test")
+    min_predecessor_margin: float | None = Field(default=None, description="predecessor's metric minus tf-idf's")
+    min_successor_margin: float | None = Field(default=None, description="successor's metric minus tf-idf's")
+    min_agreement: float | None = Field(default=None, ge=0, le=1, description="served file with its float32, on dev")
+    min_size_ratio: float | None = Field(default=None, description="predecessor's bytes ÷ successor's")
+    min_test_rows: int | None = Field(default=None, ge=1)
+    max_parity_difference: float = Field(default=1e-4, gt=0, description="largest |Δlogit| of torch and float32 ONNX")
+
+
+class Recipe(Knobs):
+    """How one successor is built: data → predecessor → steps → gate → publish."""
+
+    name: str = Field(description="the successor's name in the store")
+    predecessor_name: str = Field(description="the predecessor's name in the store")
+    alias: str = DEFAULT_ALIAS
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    max_length: int = Field(default=128, ge=4, le=8192, description="tokens a text, special tokens included")
+    truncation_side: Side = "right"
+    data: DataSource
+    predecessor: Weights
+    steps: tuple[AnyStep, ...] = Field(min_length=1)
+    gate: Gate = Gate()
+
+    @field_validator("name", "predecessor_name", "alias")
+    @classmethod
+    def _valid_name(cls, value: str) -> str:
+        try:
+            return check_name(value)
+        except InvalidReferenceError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _names_that_work(self) -> Self:
+        try:
+            check_alias(self.alias)
+        except InvalidReferenceError as error:
+            raise ValueError(f"alias: {error}") from error
+        if self.name == self.predecessor_name:
+            raise ValueError("name and predecessor_name must differ: the store keeps both")
+        return self
+
+    @property
+    def own_predecessor_steps(self) -> int:
+        """How many of the first steps make the predecessor: the fine-tuning of an encoder, or none."""
+        return int(self.steps[0].operator == "fine_tune")
+
+    def check_steps(self, start: Shape) -> Shape:
+        """Fold the steps over the shape of the weights that they start from.
+
+        Raises:
+            RecipeError: a step can't follow the one before it, or nothing would be compressed.
+        """
+        shape = start
+        for index, step in enumerate(self.steps):
+            try:
+                shape = step.shape_after(shape)
+            except RecipeError as error:
+                raise RecipeError(f"steps.{index}.{error}") from error
+        if shape.kind != "onnx":
+            raise RecipeError("steps: the last ones must export the model: add {operator: export}")
+        rest = {step.operator for step in self.steps[self.own_predecessor_steps :]}
+        if rest == {"export"}:
+            raise RecipeError("steps: none of them compresses the predecessor: add theseus or quantize")
+        return shape
+
+
+def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by its name, or a file by its path, with `a.b=c` overrides applied.
+
+    Relative paths in it are taken from the file's folder (from the working folder, for a shipped recipe).
+
+    Raises:
+        RecipeError: it isn't there, is not YAML, or has a key or value that is not allowed.
+    """
+    content, folder = _find(reference)
+    try:
+        document = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{reference} is not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{reference} is not a recipe: a mapping with {', '.join(Recipe.model_fields)} is wanted")
+    for override in overrides:
+        apply_override(document, override)
+    return resolve(document, folder)
+
+
+def resolve(document: dict[str, Any], folder: Path) -> Recipe:
+    """The recipe of a parsed document, with its relative paths taken from `folder`.
+
+    Raises:
+        RecipeError: a key or value is not allowed.
+    """
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(error, document)) from error
+    changes: dict[str, Any] = {}
+    if isinstance(recipe.data, FileSource):
+        changes["data"] = recipe.data.resolved(folder)
+    if isinstance(recipe.predecessor, LocalWeights):
+        path = (folder / recipe.predecessor.path).absolute()
+        changes["predecessor"] = recipe.predecessor.model_copy(update={"path": path})
+    return recipe.model_copy(update=changes)
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set one key of a document, given as `a.b=c`; c is YAML, and an index of a list is a number: `steps.0.epochs=3`.
+
+    Raises:
+        RecipeError: it is not of that form, or the place isn't in the document.
+    """
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override!r} is not of the form a.b=c")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+    place: Any = document
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise RecipeError(
+                    f"--set {override!r}: {'.'.join(parts[:depth])} has the positions 0 to {len(place) - 1}"
+                )
+            if last:
+                place[int(part)] = parsed
+            else:
+                place = place[int(part)]
+        elif isinstance(place, dict):
+            if last:
+                place[part] = parsed
+            else:
+                place = place.setdefault(part, {})
+        else:
+            raise RecipeError(f"--set {override!r}: {'.'.join(parts[:depth])} holds a value, not keys")
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML that `load_recipe` reads."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the project."""
+    folder = importlib.resources.files("model_store") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _find(reference: str) -> tuple[str, Path]:
+    path = Path(reference)
+    try:
+        if reference in shipped_recipes():
+            shipped = importlib.resources.files("model_store") / "recipes" / f"{reference}.yaml"
+            return shipped.read_text(encoding="utf-8"), Path.cwd()
+        return path.read_text(encoding="utf-8"), path.absolute().parent
+    except OSError as error:
+        raise RecipeError(
+            f"recipe {reference!r} can't be read ({error.strerror}): give a file's path,"
+            f" or one of {', '.join(shipped_recipes())}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {reference!r} is not UTF-8 text") from error
+
+
+def _first_problem(error: ValidationError, document: dict[str, Any]) -> str:
+    problem = error.errors(include_url=False)[0]
+    path: list[str] = []
+    place: Any = document
+    for part in problem["loc"]:
+        inside = (isinstance(place, dict) and part in place) or (isinstance(place, list) and isinstance(part, int))
+        if inside:
+            place = place[part]
+        elif problem["type"] != "missing" or part != problem["loc"][-1]:
+            continue  # the tag that chose among several types: it is no key of the document
+        path.append(str(part))
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}" if path else message

@@ -1,0 +1,198 @@
+"""What a build found, for people and for programs: report.json, report.md and two plots, kept in the version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.builder.data import TaskData
+from model_store.builder.evaluate import Predictions, agreement, metric, metric_name, targets_of
+from model_store.manifest import Check
+from model_store.statistics import Estimate, mcnemar, paired_bootstrap
+
+REPORT_FILES = ("report.json", "report.md", "quality.png", "training.png")
+_MODELS = ("predecessor", "successor", "tfidf")
+
+
+def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict[str, Any]:
+    """Metrics of predecessor, successor and tf-idf on test, with paired-bootstrap intervals."""
+    targets = targets_of(data.splits["test"])
+
+    def score(predicted: Predictions, wanted: Predictions) -> float:
+        return metric(data.problem, predicted, wanted)
+
+    def ratio(second: Predictions, first: Predictions, wanted: Predictions) -> float:
+        base = score(first, wanted)
+        return score(second, wanted) / base if base else 0.0
+
+    def difference(first: Predictions, second: Predictions, wanted: Predictions) -> float:
+        return score(first, wanted) - score(second, wanted)
+
+    old, new, baseline = (predictions[name] for name in _MODELS)
+    estimates = {name: paired_bootstrap(score, predictions[name], targets) for name in _MODELS}
+    estimates["retention"] = paired_bootstrap(ratio, new, old, targets)
+    estimates["predecessor_margin"] = paired_bootstrap(difference, old, baseline, targets)
+    estimates["successor_margin"] = paired_bootstrap(difference, new, baseline, targets)
+    figures: dict[str, Any] = {
+        "metric": metric_name(data.problem),
+        "estimates": {name: _triple(estimate) for name, estimate in estimates.items()},
+        "agreement": agreement(data.problem, old, new),
+    }
+    if data.problem == "single_label":
+        right = old == targets, new == targets
+        figures["mcnemar_p"] = mcnemar(int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum()))
+    return figures
+
+
+def write_report(folder: Path, report: dict[str, Any], checks: Sequence[Check]) -> dict[str, Path]:
+    """Write the report's files into `folder`; their names and paths."""
+    report = report | {"gate": [check.model_dump() | {"passed": check.passed} for check in checks]}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(report), encoding="utf-8")
+    _plot_quality(folder / "quality.png", report["quality"])
+    _plot_training(folder / "training.png", report["steps"])
+    return {name: folder / name for name in REPORT_FILES}
+
+
+def _triple(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    quality, rows = report["quality"], report["data"]["splits"]
+    lines = [
+        f"# {report['name']}: successor of {report['predecessor_name']}",
+        "",
+        f"{report['data']['source']} (licence: {report['data']['licence']}): "
+        + ", ".join(f"{split} {rows[split]['rows']} rows" for split in rows)
+        + f"; dropped for overlap: {sum(entry['dropped_overlap'] for entry in rows.values())}.",
+        "",
+        f"## Quality on test ({quality['metric']}, 95 % intervals)",
+        "",
+        _table(
+            ["", "value", "low", "high"],
+            [[name, *map(_number, entry.values())] for name, entry in quality["estimates"].items()],
+        ),
+        "",
+        f"Agreement of predecessor and successor: {_number(quality['agreement'])}."
+        + (f" McNemar's p: {quality['mcnemar_p']:.3g}." if "mcnemar_p" in quality else ""),
+        "",
+        "## Files",
+        "",
+        _table(
+            ["model", "file", "made by", "MB", "dev", "agreement with float32", "batch invariant", "p50 ms, 1 thread"],
+            [
+                [
+                    entry["model"],
+                    entry["file"],
+                    entry["method"],
+                    f"{entry['bytes'] / 1e6:.1f}",
+                    _number(entry["dev_metric"]),
+                    _number(entry["agreement"]),
+                    "yes" if entry["batch_invariant"] else "no",
+                    f"{entry['p50_ms']:.2f}",
+                ]
+                for entry in report["files"]
+            ],
+        ),
+    ]
+    if report["candidates"]:
+        lines += ["", "## Quantised candidates", "", _candidates(report["candidates"])]
+    lines += [
+        "",
+        "## Gate",
+        "",
+        _table(["check", "value", "bound", "passed"], [_check(entry) for entry in report["gate"]]),
+    ]
+    lines += [
+        "",
+        "## Steps",
+        "",
+        _table(["step", "seconds"], [[s["operator"], f"{s['seconds']:.1f}"] for s in report["steps"]]),
+    ]
+    lines += ["", f"Measured on {report['machine']}. ![quality](quality.png) ![training](training.png)", ""]
+    return "\n".join(lines)
+
+
+def _candidates(candidates: list[dict[str, Any]]) -> str:
+    return _table(
+        ["candidate", "MB", "dev", "agreement", "batch invariant", "p50 ms", "rejected because"],
+        [
+            [
+                entry["method"],
+                f"{entry['bytes'] / 1e6:.1f}",
+                _number(entry["dev_metric"]),
+                _number(entry["agreement"]),
+                "yes" if entry["batch_invariant"] else "no",
+                f"{entry['p50_ms']:.2f}",
+                entry["rejected"],
+            ]
+            for entry in candidates
+        ],
+    )
+
+
+def _check(entry: dict[str, Any]) -> list[str]:
+    sign = "≥" if entry["direction"] == "at_least" else "≤"
+    return [entry["name"], f"{entry['value']:.6g}", f"{sign} {entry['bound']:.6g}", "yes" if entry["passed"] else "no"]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # The object interface leaves the process's global plotting state and display alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _plot_quality(path: Path, quality: dict[str, Any]) -> None:
+    figure, axes = _figure(6, 2.4)
+    for place, name in enumerate(reversed(_MODELS)):
+        entry = quality["estimates"][name]
+        spread = [[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]]
+        axes.errorbar([entry["value"]], [place], xerr=np.maximum(spread, 0), fmt="o", capsize=4)
+    axes.set_yticks(range(len(_MODELS)), reversed(_MODELS))
+    axes.set_xlabel(f"{quality['metric']} on test, 95 % interval")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_training(path: Path, steps: list[dict[str, Any]]) -> None:
+    figure, axes = _figure(7, 3.5)
+    for step in steps:
+        history = [entry for entry in step["figures"].get("history", []) if "loss" in entry]
+        if not history:
+            continue
+        positions = [entry["step"] for entry in history]
+        axes.plot(positions, _smooth([entry["loss"] for entry in history]), label=f"{step['operator']}: loss")
+        rates = [entry.get("replacing_rate") for entry in history]
+        if rates[0] is not None:
+            axes.plot(positions, rates, linestyle=":", label=f"{step['operator']}: replacing rate")
+        dev = [entry for entry in step["figures"]["history"] if "eval_metric" in entry]
+        axes.plot(
+            [e["step"] for e in dev], [e["eval_metric"] for e in dev], marker="o", label=f"{step['operator']}: dev"
+        )
+    axes.set_xlabel("optimiser step")
+    if axes.lines:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _smooth(values: list[float], window: int = 5) -> NDArray[np.float64]:
+    padded = np.pad(np.asarray(values), window // 2, mode="edge")
+    return np.convolve(padded, np.ones(window) / window, mode="valid")

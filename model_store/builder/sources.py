@@ -1,0 +1,268 @@
+"""Where labelled texts come from: local files, a data set of the Hugging Face hub, or the movie-review snippets.
+
+A source yields raw rows for each split; `data.py` checks them. Columns are named in the recipe.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from model_store.builder.errors import BuildExtraError, DataError, NotFetchedError
+from model_store.builder.fetch import PinnedPackage, fetch_package
+from model_store.builder.knobs import Knobs
+from model_store.manifest import Problem
+
+SPLITS = ("train", "dev", "test")
+SplitName = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as its source has it; `where` says it in an error."""
+
+    text: Any
+    text_pair: Any
+    label: Any
+    where: str
+
+
+RawSplits = dict[str, list[RawRow]]
+
+
+class DataOptions(Knobs):
+    """What can be said about data from any source."""
+
+    problem: Problem = "single_label"
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="their order in the logits; by default those of train, sorted"
+    )
+    overlap: Literal["drop", "refuse"] = Field(
+        default="drop", description="texts that occur in a later split (test, then dev) leave the earlier one"
+    )
+    max_train_rows: int | None = Field(default=None, ge=1)
+    max_dev_rows: int | None = Field(default=None, ge=1)
+    max_test_rows: int | None = Field(default=None, ge=1)
+
+    def max_rows(self, split: str) -> int | None:
+        """The first so many rows of a split are used."""
+        limits = {"train": self.max_train_rows, "dev": self.max_dev_rows, "test": self.max_test_rows}
+        return limits[split]
+
+
+class Columns(DataOptions):
+    """The names of the columns of a table."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    label_separator: str = Field(default="|", min_length=1, description="between labels in CSV and TSV, multi-label")
+
+    def row(self, record: dict[str, Any], where: str) -> RawRow:
+        """The row of a record, whose columns must be there.
+
+        Raises:
+            DataError: a column is missing; the message lists those that are there.
+        """
+        for key, column in (("text", self.text), ("text_pair", self.text_pair), ("label", self.label)):
+            if column is not None and column not in record:
+                raise DataError(
+                    f"data.{key}: no column {column!r} in {where}: it has {', '.join(map(str, record)) or 'none'}"
+                )
+        pair = None if self.text_pair is None else record[self.text_pair]
+        return RawRow(record[self.text], pair, record[self.label], where)
+
+
+class FileSource(Columns):
+    """JSON lines, CSV or TSV, told apart by their suffix (.jsonl, .json, .csv, .tsv), with a header row in tables."""
+
+    source: Literal["files"]
+    train: Path
+    dev: Path
+    test: Path
+    licence: str
+
+    def resolved(self, folder: Path) -> FileSource:
+        """The same, with relative paths taken from the recipe's folder."""
+        return self.model_copy(update={split: (folder / getattr(self, split)).absolute() for split in SPLITS})
+
+    def read(self, *, offline: bool = False) -> RawSplits:  # noqa: ARG002
+        """Every split's rows.
+
+        Raises:
+            DataError: a file or a column isn't there, or a line can't be read.
+        """
+        return {split: list(self._rows(split, getattr(self, split))) for split in SPLITS}
+
+    def describe(self) -> str:
+        """What lineage calls it."""
+        return "files " + ", ".join(str(getattr(self, split)) for split in SPLITS)
+
+    def _rows(self, split: str, path: Path) -> Iterator[RawRow]:
+        readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _table(","), ".tsv": _table("\t")}
+        reader = readers.get(path.suffix)
+        if reader is None:
+            raise DataError(f"data.{split}: {path.name} is of no known kind: use {', '.join(readers)}")
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise DataError(f"data.{split}: {path} can't be read ({error.strerror}): correct the path") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"data.{split}: {path} is not UTF-8 at byte {error.start}: convert it") from error
+        for number, record in reader(content, f"{path.name}"):
+            row = self.row(record, f"{path.name}, line {number}")
+            if path.suffix in {".csv", ".tsv"} and self.problem == "multi_label":
+                labels = [part for part in str(row.label).split(self.label_separator) if part]
+                row = RawRow(row.text, row.text_pair, labels, row.where)
+            yield row
+
+
+class HubSource(Columns):
+    """A data set of the Hugging Face hub, or a local folder that `datasets` can load."""
+
+    source: Literal["hub"]
+    name: str
+    configuration: str | None = None
+    revision: str | None = None
+    train: str = "train"
+    dev: str = "validation"
+    test: str = "test"
+    licence: str
+
+    def read(self, *, offline: bool = False) -> RawSplits:
+        """Every split's rows; class labels by their names.
+
+        Raises:
+            DataError: the data set or a split of it can't be loaded.
+            NotFetchedError: `offline`, and it is not a local folder.
+        """
+        if offline and not Path(self.name).is_dir():
+            raise NotFetchedError(f"{self.name} is on a hub: run the build without --dry-run to fetch it")
+        try:
+            import datasets
+        except ImportError as error:
+            raise BuildExtraError("data from a hub needs the extra: pip install 'successor[build]'") from error
+        datasets.disable_progress_bars()
+        splits: RawSplits = {}
+        for split in SPLITS:
+            wanted = getattr(self, split)
+            try:
+                table = datasets.load_dataset(self.name, self.configuration, split=wanted, revision=self.revision)
+            except Exception as error:  # the library raises many kinds
+                raise DataError(f"data.{split}: {self.name} has no split {wanted!r} to load: {error}") from error
+            names = getattr(table.features.get(self.label), "names", None)
+            rows = (self.row(dict(record), f"{self.name}, {wanted}, row {index}") for index, record in enumerate(table))
+            splits[split] = [
+                row if names is None else RawRow(row.text, row.text_pair, names[row.label], row.where) for row in rows
+            ]
+        return splits
+
+    def describe(self) -> str:
+        """What lineage calls it."""
+        return f"hub data set {self.name}" + (f" at {self.revision}" if self.revision else "")
+
+
+MOVIE_REVIEWS = PinnedPackage(
+    package="vaderSentiment",
+    version="3.3.2",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    kind="source",
+)
+_OUTER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_INNER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+
+
+class MovieReviews(DataOptions):
+    """Snippets of movie reviews with mean ratings of twenty readers, from -4 to 4, in the sources of vaderSentiment.
+
+    The label is the rating's sign; ratings within 0.5 of zero and repeated texts are left out. The split is fixed:
+    the SHA-256 of a row's id, modulo 1000, below 320 is test, below 400 dev, else train.
+
+    Source: Hutto & Gilbert, "VADER" (ICWSM 2014). Licence: MIT.
+    """
+
+    source: Literal["movie_reviews"]
+
+    def read(self, *, offline: bool = False) -> RawSplits:
+        """Every split's rows.
+
+        Raises:
+            FetchError: the package can't be had.
+            DataError: it does not hold the file.
+        """
+        content = _read_nested(fetch_package(MOVIE_REVIEWS, offline=offline))
+        splits: RawSplits = {split: [] for split in SPLITS}
+        seen: set[str] = set()
+        for line in content.splitlines():
+            identifier, rating, text = line.split("\t")[:3]
+            key = " ".join(text.lower().split())
+            if abs(float(rating)) <= 0.5 or key in seen:
+                continue
+            seen.add(key)
+            place = int(hashlib.sha256(identifier.encode()).hexdigest(), 16) % 1000
+            split = "test" if place < 320 else "dev" if place < 400 else "train"
+            label = "positive" if float(rating) > 0 else "negative"
+            splits[split].append(RawRow(text, None, label, f"movie review {identifier}"))
+        return splits
+
+    @property
+    def licence(self) -> str:
+        """The licence of the snippets, as their package states it."""
+        return "MIT"
+
+    def describe(self) -> str:
+        """What lineage calls it."""
+        return f"movie-review snippets of {MOVIE_REVIEWS}"
+
+
+DataSource = Annotated[FileSource | HubSource | MovieReviews, Field(discriminator="source")]
+
+
+def _json_lines(content: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{name}, line {number} is not JSON ({error}): one object per line is wanted") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{name}, line {number} is not a JSON object: one object per line is wanted")
+        yield number, record
+
+
+def _table(delimiter: str) -> Any:
+    def read(content: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        # Quotes are plain characters in TSV, as most published data sets have them.
+        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            for record in reader:
+                if None in record or None in record.values():
+                    raise DataError(f"{name}, line {reader.line_num} has not as many fields as the header")
+                yield reader.line_num, record
+        except csv.Error as error:
+            raise DataError(f"{name}, line {reader.line_num} can't be read: {error}") from error
+
+    return read
+
+
+def _read_nested(sdist: Path) -> str:
+    """The text file inside the archive inside the source distribution; nothing is unpacked to the disk."""
+    try:
+        with tarfile.open(sdist) as outer, tarfile.open(fileobj=outer.extractfile(_OUTER)) as inner:
+            file = inner.extractfile(_INNER)
+            if file is None:
+                raise DataError(f"{sdist.name}: {_INNER} is not a file")
+            return file.read().decode("utf-8")
+    except (KeyError, tarfile.TarError, OSError) as error:
+        raise DataError(f"{sdist.name} does not hold the movie-review snippets: {error}") from error

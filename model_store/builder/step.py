@@ -1,0 +1,109 @@
+"""What every operator is made of: a typed parameter class that can be checked without torch, and one function.
+
+An operator is a module in `operators/`, found by its name. It has `Parameters`, a `StepParameters`, and
+`apply(parameters, parent, output, context)`, which reads the model in the folder `parent` and writes its result into
+the empty folder `output`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from model_store.builder.data import TaskData
+from model_store.builder.errors import RecipeError
+from model_store.builder.knobs import Knobs
+from model_store.builder.progress import Progress
+from model_store.manifest import InputContract, Lineage, ScoreContract
+
+Kind = Literal["encoder", "classifier", "onnx"]
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of a model before anything is loaded."""
+
+    kind: Kind
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What a step may use besides its parameters and its parent."""
+
+    data: TaskData
+    scores: ScoreContract
+    inputs: InputContract
+    lineage: Lineage
+    seed: int
+    progress: Progress
+    scratch: Path = field(metadata={"doc": "survives a killed build: checkpoints go here"})
+
+
+Apply = Callable[[Any, Path, Path, StepContext], Figures]
+
+
+class StepParameters(Knobs):
+    """The parameters of one step, and what can be said about it without running it."""
+
+    takes: ClassVar[tuple[Kind, ...]]
+    gives: ClassVar[Kind]
+
+    operator: str
+
+    def shape_after(self, before: Shape) -> Shape:
+        """The model's shape after this step.
+
+        Raises:
+            RecipeError: the step can't be applied to such a model.
+        """
+        if before.kind not in self.takes:
+            raise RecipeError(
+                f"{self.operator} can't follow here: it takes {' or '.join(self.takes)}, and the steps before it give"
+                f" {before.kind}"
+            )
+        return replace(before, kind=self.gives)
+
+    def check_rows(self, train_rows: int) -> None:  # noqa: B027
+        """Refuse what can't work with so many rows of training data.
+
+        Raises:
+            RecipeError: the message says what to change.
+        """
+
+
+class TrainingParameters(StepParameters):
+    """What every step that trains can be told."""
+
+    epochs: int = Field(ge=1, le=1000)
+    learning_rate: float = Field(gt=0, le=1)
+    batch_size: int = Field(default=32, ge=1)
+    warmup_share: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with a growing learning rate")
+    learning_rate_schedule: Literal["linear", "constant"] = "linear"
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0, description="over the trained parameters only")
+    checkpoint_steps: int = Field(default=100, ge=1, description="a killed build resumes from the last of these")
+    best_on_dev: bool = Field(default=False, description="keep the epoch that scored best on dev, not the last one")
+
+    def total_steps(self, train_rows: int) -> int:
+        """Optimiser steps over all epochs."""
+        return -(-train_rows // self.batch_size) * self.epochs
+
+
+def operator_names() -> list[str]:
+    """Every operator there is: the modules of `operators/`."""
+    package = importlib.import_module("model_store.builder.operators")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def operator_module(name: str) -> ModuleType:
+    """The module of an operator that `operator_names` lists."""
+    return importlib.import_module(f"model_store.builder.operators.{name}")

@@ -1,0 +1,330 @@
+"""The one trainer: Hugging Face's `Trainer`, with hooks that cover what methods differ in.
+
+A run is a function of its recipe: data order and gates depend on (seed, epoch or step) alone, and the remaining random
+state is kept in every checkpoint, so a killed training that is started again ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import (
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from model_store.builder.data import Row
+from model_store.builder.errors import TrainingError, WeightsError
+from model_store.builder.evaluate import metric, predictions_of
+from model_store.builder.losses import task_loss
+from model_store.builder.progress import Meter
+from model_store.builder.step import Figures, StepContext, TrainingParameters
+from model_store.encoding import EncodedText, TextEncoder
+from model_store.manifest import TOKENIZER_FILE, Problem
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+Batch = dict[str, torch.Tensor]
+_LOG_STEPS = 10
+
+
+class Method:
+    """What one operator changes about training; as it stands, plain fine-tuning of all parameters."""
+
+    def build_student(self, parent: PreTrainedModel) -> PreTrainedModel:
+        """The model to train, made of the parent."""
+        return parent
+
+    def trainable(self, student: PreTrainedModel) -> list[torch.nn.Parameter]:
+        """The parameters that are trained; all others are frozen."""
+        return list(student.parameters())
+
+    def before_step(self, step: int, total: int) -> None:
+        """Called before optimiser step `step`, 0-based, of `total`."""
+
+    def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
+        """The loss of one batch, given the student's outputs for it."""
+        assert outputs.logits is not None  # noqa: S101  # transformers types it as optional, for models without a head
+        return task_loss(problem, outputs.logits, batch["labels"])
+
+    def figures(self) -> dict[str, float]:
+        """What to log beside the loss."""
+        return {}
+
+    def finish(self, student: PreTrainedModel) -> PreTrainedModel:
+        """The model to keep."""
+        return student
+
+
+def train(method: Method, parameters: TrainingParameters, parent: Path, output: Path, context: StepContext) -> Figures:
+    """Train what `method` makes of the model in `parent`, and save it with its tokenizer in `output`.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        WeightsError: the weights or the tokenizer can't be used.
+    """
+    quiet_libraries()
+    transformers.set_seed(context.seed)
+    save_tokenizer(parent, output)
+    encoder = TextEncoder(output / TOKENIZER_FILE, context.inputs)
+    student = method.build_student(load_classifier(parent, context))
+    student.requires_grad_(False)
+    for parameter in method.trainable(student):
+        parameter.requires_grad_(True)
+    total = parameters.total_steps(len(context.data.splits["train"]))
+    with context.progress.meter(parameters.operator, total) as meter:
+        trainer = _StepTrainer(method, parameters, student, encoder, context, meter)
+        last = last_checkpoint(context.scratch)
+        if last is not None:
+            context.progress.note(
+                f"{parameters.operator}: going on from step {last.name.rpartition('-')[2]} of {total}"
+            )
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if parameters.best_on_dev:
+        trainer.load_best()
+    kept = method.finish(student).eval()
+    kept.save_pretrained(output)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_metric" in entry]
+    return {"history": trainer.state.log_history, "dev": [entry["eval_metric"] for entry in evaluations]}
+
+
+def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
+    """The classifier in a folder, or an encoder with a new head for the task's labels."""
+    labels = context.scores.labels
+    problem = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type=problem.get(context.data.problem, "regression"),
+    )
+    return model
+
+
+def save_tokenizer(folder: Path, output: Path) -> None:
+    """Write the tokenizer of a model as `tokenizer.json` with its settings, converting it where it has no fast form.
+
+    Raises:
+        WeightsError: there is no tokenizer, or it can't be converted.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except Exception as error:  # a missing file, an unknown class or a failed conversion: many kinds
+        raise WeightsError(f"the tokenizer in {folder} can't be read or converted to a fast one: {error}") from error
+    if not tokenizer.is_fast:
+        raise WeightsError(f"the tokenizer in {folder} has no fast form: the server could not run it")
+    tokenizer.save_pretrained(output)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: its state file comes last and must parse."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the build's own progress."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+class LengthGroupedOrder(torch.utils.data.Sampler[int]):
+    """Every row once an epoch, in batches of like lengths, as a function of (seed, epoch)."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._epoch = 0  # set by the data loader before every epoch, a resumed one included
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to iterate next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"{self._seed}:{self._epoch}")  # noqa: S311  # a shuffle, no secret
+        order = list(range(len(self._lengths)))
+        draw.shuffle(order)
+        window = self._batch_size * 20  # sorting within windows keeps batches alike but not always the same
+        for start in range(0, len(order), window):
+            order[start : start + window] = sorted(order[start : start + window], key=self._lengths.__getitem__)
+        batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
+        short = [batches.pop()] if len(batches[-1]) < self._batch_size else []
+        draw.shuffle(batches)
+        return (index for batch in batches + short for index in batch)
+
+
+class _StepTrainer(Trainer):
+    """Hugging Face's trainer with a method's hooks; its logs go to the meter, its checkpoints to the scratch folder."""
+
+    def __init__(
+        self,
+        method: Method,
+        parameters: TrainingParameters,
+        student: PreTrainedModel,
+        encoder: TextEncoder,
+        context: StepContext,
+        meter: Meter,
+    ) -> None:
+        self._method = method
+        self._problem = context.data.problem
+        self._best = context.scratch / "best.safetensors"
+        encoded = {split: [_example(encoder, row) for row in context.data.splits[split]] for split in ("train", "dev")}
+        self._order = LengthGroupedOrder(
+            [len(text) for text, _ in encoded["train"]], parameters.batch_size, context.seed
+        )
+        super().__init__(
+            model=student,
+            args=_arguments(parameters, context),
+            data_collator=_Collator(student, context.data.problem),
+            train_dataset=encoded["train"],  # type: ignore[arg-type]  # any sequence will do
+            eval_dataset=sorted(encoded["dev"], key=lambda example: len(example[0])),  # type: ignore[arg-type]
+            compute_metrics=self._score,
+            callbacks=[_Hooks(method, meter, self._best if parameters.best_on_dev else None)],
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever the model would do
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:  # noqa: ARG002
+        return self._order
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,  # noqa: FBT001, FBT002  # the base class's signature
+        num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
+    ) -> Any:
+        """The method's loss, with the outputs where evaluation asks for them."""
+        outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        loss = self._method.loss(outputs, inputs, self._problem)
+        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the method's figures to what is logged, and stop where the loss is lost."""
+        loss = logs.get("loss")
+        if loss is not None:
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {self.state.global_step}: lower the step's learning_rate"
+                )
+            logs |= self._method.figures()
+        super().log(logs, start_time)
+
+    def load_best(self) -> None:
+        """Put the weights of the best epoch back into the student."""
+        from safetensors.torch import load_model
+
+        load_model(self.model, str(self._best))
+
+    def _score(self, prediction: EvalPrediction) -> dict[str, float]:
+        predictions = predictions_of(self._problem, np.asarray(prediction.predictions))
+        return {"metric": metric(self._problem, predictions, np.asarray(prediction.label_ids))}
+
+
+class _Hooks(TrainerCallback):
+    """Connects the trainer's events to the method and the meter, and keeps the best epoch where that is asked for."""
+
+    def __init__(self, method: Method, meter: Meter, best: Path | None) -> None:
+        self._method, self._meter, self._best = method, meter, best
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:  # noqa: ARG002
+        self._method.before_step(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
+        dev = next((entry["eval_metric"] for entry in reversed(state.log_history) if "eval_metric" in entry), None)
+        self._meter.advance(state.global_step, "" if dev is None else f"dev {dev:.3f}")
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        model: PreTrainedModel,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        if self._best is None:
+            return
+        scores = [entry["eval_metric"] for entry in state.log_history if "eval_metric" in entry]
+        if scores[-1] > max(scores[:-1], default=-math.inf):
+            from safetensors.torch import save_model
+
+            aside = self._best.with_suffix(".partial")
+            save_model(model, str(aside))
+            aside.replace(self._best)
+
+
+class _Collator:
+    """Pads a list of encoded rows to its longest, as the model's forward pass wants it."""
+
+    def __init__(self, student: PreTrainedModel, problem: Problem) -> None:
+        self._pad = student.config.pad_token_id or 0
+        self._target_type = torch.long if problem == "single_label" else torch.float32
+        self._type_ids = getattr(student.config, "type_vocab_size", 0) > 1
+
+    def __call__(self, examples: Sequence[tuple[EncodedText, Any]]) -> Batch:
+        """`input_ids`, `attention_mask` and `token_type_ids` `(batch, tokens)`, and `labels`."""
+        shape = (len(examples), max(len(text) for text, _ in examples))
+        ids = torch.full(shape, self._pad, dtype=torch.long)
+        mask, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        for row, (text, _) in enumerate(examples):
+            ids[row, : len(text)] = torch.tensor(text.input_ids)
+            mask[row, : len(text)] = 1
+            types[row, : len(text)] = torch.tensor(text.token_type_ids)
+        labels = torch.tensor([target for _, target in examples], dtype=self._target_type)
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return batch | ({"token_type_ids": types} if self._type_ids else {})
+
+
+def _example(encoder: TextEncoder, row: Row) -> tuple[EncodedText, Any]:
+    return encoder.encode(row.item), row.target
+
+
+def _arguments(parameters: TrainingParameters, context: StepContext) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(context.scratch),
+        num_train_epochs=parameters.epochs,
+        per_device_train_batch_size=parameters.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=parameters.learning_rate,
+        lr_scheduler_type="linear" if parameters.learning_rate_schedule == "linear" else "constant_with_warmup",
+        warmup_ratio=parameters.warmup_share,
+        weight_decay=parameters.weight_decay,
+        max_grad_norm=parameters.max_gradient_norm,
+        seed=context.seed,
+        eval_strategy="epoch",
+        save_strategy="steps",
+        save_steps=parameters.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=_LOG_STEPS,
+        logging_nan_inf_filter=False,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=True,  # Theseus runs only some of the layers at a step
+        disable_tqdm=True,
+        report_to=[],
+    )

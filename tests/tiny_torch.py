@@ -1,0 +1,101 @@
+"""What the builder's tests train: a random BERT of 4 layers, and texts whose label is a word in them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+WORDS = ("good", "great", "warm", "bad", "dull", "cold", *(f"w{index}" for index in range(40)))
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = (*SPECIAL, *WORDS)
+ROWS = {"train": 96, "dev": 40, "test": 60}
+
+
+def make_tiny_encoder(folder: Path, *, layers: int = 4, labels: tuple[str, ...] | None = None, seed: int = 0) -> Path:
+    """Save a random encoder, or with `labels` a classifier, and its tokenizer as transformers does."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        **({} if labels is None else {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}),
+    )
+    model = BertModel(config) if labels is None else BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    backend = Tokenizer(WordPiece({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    backend.normalizer = BertNormalizer()
+    backend.pre_tokenizer = BertPreTokenizer()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", VOCABULARY.index("[CLS]")), ("[SEP]", VOCABULARY.index("[SEP]"))],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    return folder
+
+
+def records(split: str, *, problem: str = "single_label", pair: bool = False) -> list[dict[str, Any]]:
+    """Rows of a split; no text occurs in two splits."""
+    draw = random.Random(split)
+    rows: list[dict[str, Any]] = []
+    for index in range(ROWS[split]):
+        positive = index % 2 == 0
+        words = draw.choices(WORDS[6:], k=draw.randint(3, 12)) + [draw.choice(WORDS[:3] if positive else WORDS[3:6])]
+        draw.shuffle(words)
+        text = " ".join([*words, *str(["train", "dev", "test"].index(split))])
+        label: Any = "positive" if positive else "negative"
+        if problem == "multi_label":
+            label = [name for name, word in (("plot", "w1"), ("cast", "w2")) if word in words] + (["nice"] if positive else [])
+        elif problem == "regression":
+            label = float(positive) + 0.1 * (index % 3)
+        row = {"text": text, "label": label}
+        rows.append(row | {"text_pair": " ".join(reversed(words))} if pair else row)
+    return rows
+
+
+def write_records(folder: Path, **options: Any) -> dict[str, str]:
+    """Write the splits as JSON lines; their names by split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ROWS:
+        lines = [json.dumps(row) for row in records(split, **options)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {split: str(folder / f"{split}.jsonl") for split in ROWS}
+
+
+def tiny_document(folder: Path, *, encoder: Path | None = None, **options: Any) -> dict[str, Any]:
+    """A recipe's document: data and encoder in `folder`, every kind of step, and a gate that only checks parity."""
+    encoder = encoder or make_tiny_encoder(folder / "encoder")
+    data: dict[str, Any] = {"source": "files", "licence": "CC0-1.0", **write_records(folder / "data", **options)}
+    data["problem"] = options.get("problem", "single_label")
+    if options.get("pair"):
+        data["text_pair"] = "text_pair"
+    training = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_steps": 5}
+    return {
+        "name": "tiny",
+        "predecessor_name": "tiny-predecessor",
+        "max_length": 24,
+        "data": data,
+        "predecessor": {"path": str(encoder), "licence": "CC0-1.0"},
+        "steps": [
+            {"operator": "fine_tune", **training},
+            {"operator": "theseus", "layers": 2, **training},
+            {"operator": "export"},
+            {"operator": "quantize", "min_agreement": 0, "max_metric_drop": 1, "timing_texts": 5},
+        ],
+    }
