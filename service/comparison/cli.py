@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from model_store.store import ModelStore
 from service.comparison import load
-from service.comparison.errors import ComparisonError, MissingExtraError
+from service.comparison.errors import MissingExtraError
 from service.comparison.machine import describe_machine
 from service.comparison.measure import BLOCKS, PAIRS, Plan, Sample, Side, Sides, check_sides, measure
 from service.comparison.measure import Progress as Advance
-from service.comparison.report import table, write_json, write_report
+from service.comparison.report import make_folder, table, write_json, write_report
 from service.comparison.results import Comparison, Conditions, summarise
 from service.comparison.servers import Server, resolve_served, serving
 from service.comparison.texts import Example, check_examples, read_examples
@@ -54,6 +54,8 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
         raise typer.BadParameter("give --texts FILE, or JSON lines on standard input")
     _require_extra()
     console = Console(stderr=json == Path("-"))
+    for folder in {out, out if json is None else json.parent}:
+        make_folder(folder)
     examples = read_examples(texts or sys.stdin)
     plan = Plan(pairs=pairs, blocks=blocks)
     with ExitStack() as stack:
@@ -67,7 +69,7 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
     if json == Path("-"):
         sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
     elif json is not None:
-        _write(comparison, json)
+        write_json(comparison, json)
 
 
 def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Comparison, list[Sample]]:
@@ -133,11 +135,3 @@ def _progress() -> Iterator[Advance]:
                 progress.refresh()
 
         yield advance
-
-
-def _write(comparison: Comparison, file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(comparison, file)
-    except OSError as error:
-        raise ComparisonError(f"{file} can't be written ({error.strerror}): choose another") from error

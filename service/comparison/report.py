@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -30,8 +31,9 @@ def rows(comparison: Comparison) -> list[Row]:
     a, b = comparison.a, comparison.b
     both: list[tuple[str, Callable[[ModelFigures], str], str]] = [
         ("model", lambda model: model.id, ""),
-        ("file", lambda model: f"{model.file} ({model.precision}, {model.provider}, {model.threads} threads)", ""),
-        ("file size", lambda model: f"{model.bytes / 1e6:.1f} MB", f"{comparison.size_ratio:.2f} × smaller"),
+        ("file", lambda model: f"{model.file} ({model.precision})", ""),
+        ("runs on", lambda model: f"{model.provider.removesuffix('ExecutionProvider')}, {_threads(model.threads)}", ""),
+        ("file size", lambda model: f"{model.bytes / 1e6:.1f} MB", f"size ratio {comparison.size_ratio:.2f} ×"),
         ("resident memory", lambda model: _megabytes(model.resident_bytes), ""),
     ]
     if a.accuracy is not None:
@@ -46,9 +48,9 @@ def rows(comparison: Comparison) -> list[Row]:
         many = connections != "1"
         label = f"{connections} connection{'s' if many else ''}"
         for name in ("p50", "p95", "p99"):
-            speedup = "" if many or name != "p50" else f"{_ratio(comparison.speedup)} faster"
+            speedup = "" if many or name != "p50" else f"speed-up {_ratio(comparison.speedup)}"
             both.append((f"{name}, {label}", _latency(name, connections), speedup))
-        ratio = f"{_ratio(comparison.throughput_ratio)} as much" if many else ""
+        ratio = f"ratio {_ratio(comparison.throughput_ratio)}" if many else ""
         both.append((f"texts a second, {label}", _throughput(connections), ratio))
     return [(name, show(a), show(b), compared) for name, show, compared in both]
 
@@ -76,27 +78,40 @@ def markdown(comparison: Comparison, plots: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for output, unless it is there.
+
+    Raises:
+        ComparisonError: it can't be made.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_report(comparison: Comparison, samples: Sequence[Sample], folder: Path) -> None:
     """Write report.json, report.md, samples.csv and the plots into `folder`, which is made where it isn't there.
 
     Raises:
         ComparisonError: the folder can't be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with _writing(folder):
         write_samples(samples, folder / "samples.csv")
         plots = write_plots(comparison, samples, folder)
-        write_json(comparison, folder / "report.json")
         (folder / "report.md").write_text(markdown(comparison, plots), encoding="utf-8")
-    except OSError as error:
-        raise ComparisonError(f"the report can't be written to {folder} ({error.strerror}): choose another") from error
+    write_json(comparison, folder / "report.json")
 
 
 def write_json(comparison: Comparison, file: Path) -> None:
-    """Write the comparison's figures as JSON, whole or not at all."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    aside.replace(file)
+    """Write the comparison's figures as JSON, whole or not at all.
+
+    Raises:
+        ComparisonError: the file can't be written.
+    """
+    with _writing(file):
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        aside.write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        aside.replace(file)
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
@@ -108,6 +123,14 @@ def write_samples(samples: Sequence[Sample], file: Path) -> None:
             answer = "|".join(sample.answer) if isinstance(sample.answer, tuple) else sample.answer
             times = (f"{sample.started:.6f}", f"{sample.seconds:.6f}")
             writer.writerow((sample.model, sample.connections, sample.block, sample.text, *times, answer))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ComparisonError(f"{path} can't be written ({error.strerror}): choose another place") from error
 
 
 def _latency(name: str, connections: str) -> Callable[[ModelFigures], str]:
@@ -146,6 +169,10 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _megabytes(count: int | None) -> str:

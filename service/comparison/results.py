@@ -147,7 +147,7 @@ def summarise(
         mcnemar_p=quality.mcnemar_p(),
         texts=len(examples),
         labelled=len(quality.labelled),
-        conclusions=conclude(speedup, throughput_ratio, many, difference),
+        conclusions=(*conclude(speedup, throughput_ratio, many, difference), *_unshared_labels(sides)),
         machine=conditions.machine,
         threads={"a": figures["a"].threads, "b": figures["b"].threads, "usable_cores": conditions.machine.usable_cores},
         generator="closed loop, one process"
@@ -171,6 +171,14 @@ def conclude(
         else:
             sentences.append(f"B is {'more' if difference.value > 0 else 'less'} accurate than A: {points}.")
     return tuple(sentences)
+
+
+def _unshared_labels(sides: Sides) -> tuple[str, ...]:
+    """A sentence where one model can't give an answer that the other can."""
+    unshared = sorted(set(sides.a.served.labels) ^ set(sides.b.served.labels))
+    if sides.a.served.problem == "regression" or not unshared:
+        return ()
+    return (f"Only one of the two models knows these labels: {', '.join(unshared)}.",)
 
 
 def _conclude_ratio(ratio: Estimate, what: str, words: tuple[str, str]) -> str:

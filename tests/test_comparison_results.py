@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from model_store.manifest import Problem
+from model_store.statistics import Estimate
+from service.comparison.errors import ComparisonError
+from service.comparison.machine import Machine
+from service.comparison.measure import Answer, Key, Sample, Side, Sides
+from service.comparison.report import table, write_report
+from service.comparison.results import Comparison, Conditions, conclude, summarise
+from service.comparison.servers import ServedModel, Server
+from service.comparison.texts import Example, Label
+from tests.stub_server import entry
+
+MACHINE = Machine(
+    cpu="a processor",
+    architecture="x86_64",
+    flags=("avx2",),
+    cores=2,
+    usable_cores=2,
+    memory_bytes=2**33,
+    system="Linux",
+    python="3.11",
+    onnxruntime="1",
+)
+BLOCKS = 4
+
+
+def take_samples(answers: dict[Key, Sequence[Answer]], seconds: dict[Key, float]) -> list[Sample]:
+    """Samples as `measure` leaves them: each text once at 1 connection and once in one of the blocks at 16."""
+    samples = []
+    count = len(answers["a"])
+    for text in range(count):
+        block = text * BLOCKS // count
+        for key in answers:
+            drift = 1 + 0.1 * (text % 7) / 7
+            samples.append(Sample(key, 1, text, text, 10.0 * text, seconds[key] * drift, answers[key][text]))
+            started = 1000.0 * block + (text - block * count / BLOCKS) * seconds[key]
+            samples.append(Sample(key, 16, block, text, started, seconds[key] * drift, answers[key][text]))
+    return samples
+
+
+def comparison(
+    answers: dict[Key, Sequence[Answer]],
+    labels: Sequence[Label | None],
+    *,
+    problem: Problem = "single_label",
+    seconds: dict[Key, float] | None = None,
+    local: bool = True,
+) -> Comparison:
+    return summarise(*arguments(answers, labels, problem, seconds or {"a": 0.02, "b": 0.01}, local=local))
+
+
+def arguments(
+    answers: dict[Key, Sequence[Answer]],
+    labels: Sequence[Label | None],
+    problem: Problem,
+    seconds: dict[Key, float],
+    *,
+    local: bool = True,
+) -> tuple[Sides, list[Example], list[Sample], Conditions]:
+    models = (entry("large@1", bytes=9000, problem=problem), entry("small@2", bytes=2000, problem=problem))
+    sides = Sides(
+        *(Side(str(model["name"]), ServedModel.model_validate(model), Server("http://x")) for model in models)
+    )
+    examples = [Example(text=f"text {index}", label=label) for index, label in enumerate(labels)]
+    resident: dict[Key, int | None] = {"a": 5_000_000, "b": 3_000_000} if local else {"a": None, "b": None}
+    return sides, examples, take_samples(answers, seconds), Conditions(MACHINE, resident, 12.0)
+
+
+def right_until(count: int, total: int = 200) -> list[str]:
+    return ["positive"] * count + ["negative"] * (total - count)
+
+
+POSITIVE = ["positive"] * 200
+
+
+def test_speed_up_and_throughput_are_ratios_above_one_where_b_is_faster() -> None:
+    found = comparison({"a": POSITIVE, "b": POSITIVE}, POSITIVE)
+    assert found.speedup.value == pytest.approx(2)
+    assert found.throughput_ratio.value == pytest.approx(2, rel=0.05)
+    assert found.throughput_ratio.low <= found.throughput_ratio.value <= found.throughput_ratio.high
+    assert found.size_ratio == 4.5
+    assert found.a.connections["1"].p50_ms == pytest.approx(20 * 1.043, rel=0.01)
+    assert found.a.connections["16"].requests == 200
+    assert found.a.connections["16"].throughput == pytest.approx(50, rel=0.05)
+    assert found.a.connections["1"].throughput == pytest.approx(50, rel=0.1)
+    assert found.a.resident_bytes == 5_000_000
+
+
+def test_accuracy_agreement_retention_and_mcnemar_are_counted_by_label_name() -> None:
+    found = comparison({"a": right_until(180), "b": right_until(150)}, POSITIVE)
+    assert (found.a.accuracy, found.b.accuracy) == (0.9, 0.75)
+    assert found.agreement == pytest.approx(170 / 200)
+    assert found.retention == pytest.approx(150 / 180)
+    assert found.accuracy_difference is not None
+    assert found.accuracy_difference.value == pytest.approx(-0.15)
+    assert found.mcnemar_p == pytest.approx(2 * 0.5**30)
+    assert found.labelled == 200
+
+
+def test_texts_without_a_label_count_for_agreement_and_not_for_accuracy() -> None:
+    labels = ["positive", None] * 100
+    found = comparison({"a": POSITIVE, "b": right_until(150)}, labels)
+    assert (found.a.accuracy, found.b.accuracy, found.labelled) == (1.0, 0.75, 100)
+    assert found.agreement == 0.75
+
+
+def test_without_labels_there_is_no_accuracy() -> None:
+    found = comparison({"a": POSITIVE, "b": right_until(150)}, [None] * 200)
+    assert (found.a.accuracy, found.retention, found.accuracy_difference, found.mcnemar_p) == (None, None, None, None)
+    assert found.agreement == 0.75
+
+
+def test_a_multi_label_answer_is_right_when_it_has_exactly_the_labels() -> None:
+    answers: dict[Key, Sequence[Answer]] = {"a": [("x", "y")] * 8, "b": [("x", "y"), ("x",)] * 4}
+    found = comparison(answers, [("y", "x")] * 8, problem="multi_label")
+    assert (found.a.accuracy, found.b.accuracy, found.agreement) == (1.0, 0.5, 0.5)
+
+
+def test_a_regression_has_pearsons_correlation_and_no_accuracy_or_agreement() -> None:
+    labels = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    answers: dict[Key, Sequence[Answer]] = {"a": [2 * label for label in labels], "b": [0.0, 1.0] * 4}
+    found = comparison(answers, labels, problem="regression")
+    assert found.a.pearson == pytest.approx(1)
+    assert found.b.pearson == pytest.approx(0.218, abs=0.001)
+    assert found.retention == found.b.pearson
+    assert (found.a.accuracy, found.agreement, found.mcnemar_p) == (None, None, None)
+
+
+def test_a_regression_that_answers_one_number_has_no_correlation() -> None:
+    labels = [0.0, 1.0, 2.0, 3.0]
+    found = comparison({"a": labels, "b": [0.5] * 4}, labels, problem="regression")
+    assert (found.b.pearson, found.retention) == (None, None)
+
+
+def test_a_predecessor_that_is_never_right_has_no_retention() -> None:
+    assert comparison({"a": right_until(0), "b": POSITIVE}, POSITIVE).retention is None
+
+
+def test_two_models_of_one_speed_and_accuracy_get_no_difference_shown_three_times() -> None:
+    found = comparison({"a": POSITIVE, "b": POSITIVE}, POSITIVE, seconds={"a": 0.01, "b": 0.01})
+    assert len(found.conclusions) == 3
+    assert all(sentence.startswith("No difference in") for sentence in found.conclusions)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(1, 0.9, 1.1), 16, None)[0],
+            "B is faster in latency at 1 conn",
+        ),
+        (
+            lambda: conclude(Estimate(0.5, 0.4, 0.6), Estimate(1, 0.9, 1.1), 16, None)[0],
+            "B is slower in latency at 1 co",
+        ),
+        (
+            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(3, 2.9, 3.1), 16, None)[1],
+            "B is higher in throughput at 16",
+        ),
+        (lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(0.5, 0.4, 0.6), 8, None)[1], "B is lower in throughput at 8"),
+        (
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.02, -0.03, -0.01))[2],
+            "B is less accurate than A: -2.0 points [-3.0, -1.0]",
+        ),
+        (
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(0.02, 0.01, 0.03))[2],
+            "B is more accurate than A: +2.0 points",
+        ),
+        (
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.01, -0.02, 0.01))[2],
+            "No difference in accuracy shown: B differs from A by -1.0 points [-2.0, +1.0]",
+        ),
+    ],
+)
+def test_a_conclusion_says_what_its_interval_allows(make: Callable[[], str], sentence: str) -> None:
+    assert make().startswith(sentence)
+
+
+def test_labels_that_only_one_model_knows_are_named() -> None:
+    sides, examples, samples, conditions = arguments(
+        {"a": POSITIVE, "b": POSITIVE}, POSITIVE, "single_label", {"a": 0.02, "b": 0.01}
+    )
+    other = sides.b.served.model_copy(update={"labels": ("positive", "neutral")})
+    sides = sides._replace(b=Side("small", other, sides.b.server))
+    found = summarise(sides, examples, samples, conditions)
+    assert found.conclusions[-1] == "Only one of the two models knows these labels: negative, neutral."
+
+
+def test_the_report_has_figures_table_samples_and_plots(tmp_path: Path) -> None:
+    given = arguments({"a": right_until(180), "b": right_until(150)}, POSITIVE, "single_label", {"a": 0.02, "b": 0.01})
+    found = summarise(*given)
+    write_report(found, given[2], tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    assert {file.name for file in folder.iterdir()} == {
+        "report.json",
+        "report.md",
+        "samples.csv",
+        "latency.png",
+        "accuracy.png",
+    }
+    figures = json.loads((folder / "report.json").read_text())
+    assert set(figures["speedup"]) == {"value", "low", "high"}
+    assert set(figures["a"]["connections"]) == {"1", "16"}
+    assert figures["b"]["accuracy"] == 0.75
+    text = (folder / "report.md").read_text()
+    assert all(sentence in text for sentence in found.conclusions)
+    assert "![accuracy](accuracy.png)" in text
+    assert "a processor" in text
+    with (folder / "samples.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(given[2])
+    assert {line["model"] for line in lines} == {"a", "b"}
+    assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_labels_there_is_no_plot_of_accuracy_and_no_row_for_it(tmp_path: Path) -> None:
+    given = arguments({"a": POSITIVE, "b": POSITIVE}, [None] * 200, "single_label", {"a": 0.02, "b": 0.01}, local=False)
+    found = summarise(*given)
+    write_report(found, given[2], tmp_path)
+    assert not (tmp_path / "accuracy.png").exists()
+    text = (tmp_path / "report.md").read_text()
+    assert "accuracy" not in text.split("Machine:")[0]
+    assert "| resident memory | – | – |" in text
+
+
+def test_a_regressions_table_shows_the_correlation(tmp_path: Path) -> None:
+    labels = [0.0, 1.0, 2.0, 3.0]
+    given = arguments({"a": labels, "b": [0.5] * 4}, labels, "regression", {"a": 0.02, "b": 0.01})
+    console = Console(record=True, width=200, file=(tmp_path / "out").open("w"))
+    console.print(table(summarise(*given)))
+    console.file.close()
+    assert "Pearson's r" in console.export_text()
+
+
+def test_several_labels_are_joined_in_the_samples(tmp_path: Path) -> None:
+    answers: dict[Key, Sequence[Answer]] = {"a": [("x", "y")] * 8, "b": [("x",)] * 8}
+    given = arguments(answers, [("x",)] * 8, "multi_label", {"a": 0.02, "b": 0.01})
+    write_report(summarise(*given), given[2], tmp_path)
+    assert ",x|y" in (tmp_path / "samples.csv").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    given = arguments({"a": POSITIVE, "b": POSITIVE}, POSITIVE, "single_label", {"a": 0.02, "b": 0.01})
+    with pytest.raises(ComparisonError, match="can't be written") as caught:
+        write_report(summarise(*given), given[2], tmp_path / "file" / "folder")
+    assert "\n" not in str(caught.value)
