@@ -1,0 +1,15 @@
+"""The online world: a server for the versions of a store.
+
+Read in this order:
+
+1. `settings`: everything that can be chosen.
+2. `app`: the only wiring.
+3. `served_model`, `batcher`: a loaded version; the queue and how a batch is formed.
+4. `workers`, `engine`: the threads; admission, deadlines and the watchdog in front of them.
+5. `cost_model`: what a call costs, learned from calls.
+6. `loading`, `registry`: from the store to a model that answers; which version a request means.
+7. `api`: one file for each dialect.
+8. `errors`, `metrics`: every error and its status; every instrument.
+9. `server`: processes, signals, logs.
+10. `comparison`, `cli`: two models against each other over HTTP; the command line.
+"""

@@ -1,0 +1,6 @@
+"""One file for each dialect; `common` holds what they share.
+
+1. `common`: what a request finds in the running service, bodies, deadlines, errors in the native shape.
+2. `classify`: the native dialect's hot path.
+3. `operations`: models, health, metrics, administration.
+"""

@@ -1,0 +1,176 @@
+"""What is served, whether it is well, its metrics, and administration."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import BaseModel, ConfigDict, Field
+
+from model_store.manifest import ModelId, Problem
+from service.api.common import ErrorAnswer, Service
+from service.errors import AdministrationError
+from service.registry import Table
+
+HINT = "publish one with `successor demo` or `successor build RECIPE`, or choose another store with SUCCESSOR_STORE_DIR"
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in {403: "no or wrong token", 404: "no such version", 409: "the store can't be changed"}.items()
+}
+
+
+class ModelCard(BaseModel):
+    """One loaded version."""
+
+    id: str = Field(examples=["sentiment@3"])
+    object: Literal["model"] = "model"
+    created: int = Field(description="seconds since 1970")
+    owned_by: str = "successor"
+    name: str
+    version: int
+    aliases: list[str]
+    file: str = Field(description="the file that answers")
+    precision: str
+    bytes: int = Field(description="size of that file")
+    batch_invariant: bool = Field(description="answers don't depend on batch-mates: texts are batched")
+    labels: list[str]
+    problem: Problem
+    pair: bool = Field(description="reads [text, pair]")
+    max_length: int = Field(description="tokens that it reads")
+    provider: str
+    threads: int = Field(description="workers, each of which runs one call at a time")
+    lone_session: bool = Field(description="a second copy of the weights serves lone requests with all cores")
+
+
+class ModelList(BaseModel):
+    """What is loaded."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """Whether the server works, and if not, what to do."""
+
+    status: Literal["ok", "unavailable"]
+    detail: str = ""
+    models: list[str] = []
+    failures: dict[str, str] = Field(default={}, description="reference → why it can't be served")
+
+
+class Promotion(BaseModel):
+    """Where an alias is to point."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"version": 3}})
+
+    version: int = Field(ge=1)
+
+
+def running(request: Request) -> Service:
+    """The running service."""
+    service: Service = request.state.service
+    return service
+
+
+Running = Annotated[Service, Depends(running)]
+
+
+def administrator(service: Running, authorization: Annotated[str, Header()] = "") -> None:
+    """Let only the holder of the token through.
+
+    Raises:
+        AdministrationError: no token is set, or another one was sent.
+    """
+    token = service.settings.admin_token
+    if token is None:
+        raise AdministrationError("administration is off: set SUCCESSOR_ADMIN_TOKEN and restart the server")
+    if not hmac.compare_digest(authorization.encode(), f"Bearer {token.get_secret_value()}".encode()):
+        raise AdministrationError(
+            "send the header 'Authorization: Bearer TOKEN' with the server's SUCCESSOR_ADMIN_TOKEN"
+        )
+
+
+router = APIRouter()
+
+
+@router.get("/v1/models", tags=["models"])
+async def list_models(service: Running) -> ModelList:
+    """The versions that answer, and what each of them reads and says."""
+    return ModelList(data=cards(service.registry.table, service.settings.workers, service.provider))
+
+
+@router.get("/health/live", tags=["health"])
+async def live() -> Health:
+    """The process works; restart it when this fails."""
+    return Health(status="ok")
+
+
+@router.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
+async def ready(service: Running, response: Response) -> Health:
+    """Requests will be answered; send none while this fails."""
+    table = service.registry.table
+    if service.draining:
+        detail = "the server is going down"
+    elif not service.engine.able:
+        detail = "no worker can answer: restart the server"
+    elif not table.models:
+        detail = f"no model is loaded from {service.settings.store_dir}: {HINT}"
+    else:
+        return Health(status="ok", models=sorted(map(str, table.models)), failures=table.failures)
+    response.status_code = 503
+    return Health(status="unavailable", detail=detail, failures=table.failures)
+
+
+@router.get("/metrics", tags=["health"], response_class=Response)
+async def metrics(service: Running) -> Response:
+    """Prometheus text, of all server processes."""
+    return Response(await asyncio.to_thread(service.metrics.expose), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+@router.post("/v1/admin/sync", tags=["administration"], responses=ERRORS, dependencies=[Depends(administrator)])
+async def sync(service: Running) -> ModelList:
+    """Load what is new in the store and let go of what is no longer wanted, in every server process."""
+    await service.sync()
+    return await list_models(service)
+
+
+@router.put(
+    "/v1/admin/models/{name}/aliases/{alias}",
+    tags=["administration"],
+    responses=ERRORS,
+    dependencies=[Depends(administrator)],
+)
+async def promote(name: str, alias: str, promotion: Promotion, service: Running) -> ModelList:
+    """Point an alias at a version and serve it, in every server process, before this answers."""
+    await asyncio.to_thread(lambda: service.store.promote(ModelId(name=name, version=promotion.version), alias))
+    await service.sync()
+    return await list_models(service)
+
+
+def cards(table: Table, threads: int, provider: str) -> list[ModelCard]:
+    """The loaded versions of a table."""
+    return [
+        ModelCard(
+            id=str(model),
+            created=int(served.manifest.created.timestamp()),
+            name=model.name,
+            version=model.version,
+            aliases=list(table.aliases.get(model, ())),
+            file=served.classifier.artifact.file,
+            precision=served.classifier.artifact.precision,
+            bytes=served.classifier.artifact.bytes,
+            batch_invariant=served.classifier.artifact.batch_invariant,
+            labels=list(served.manifest.scores.labels),
+            problem=served.manifest.scores.problem,
+            pair=served.manifest.inputs.pair,
+            max_length=served.manifest.inputs.max_length,
+            provider=provider,
+            threads=threads,
+            lone_session=served.lone_classifier is not None,
+        )
+        for model, served in sorted(table.models.items(), key=lambda entry: str(entry[0]))
+    ]

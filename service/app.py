@@ -1,0 +1,135 @@
+"""`create_app`: the only place where the service is wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from model_store.classifier import check_runtime_installation, choose_provider
+from model_store.errors import SuccessorError
+from model_store.store import ModelStore
+from service.api import classify, operations
+from service.api.common import Envelope, Service, explain, native_error
+from service.engine import Engine
+from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
+from service.loading import Loader
+from service.metrics import Metrics
+from service.registry import Registry
+from service.settings import Settings
+
+DESCRIPTION = """Classifies texts with the models of a store. A request names a model: `sentiment` (its production
+version), `sentiment@3` (a version) or `sentiment@canary` (an alias). Every error has the same shape."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; its lifespan owns the engine and the registry.
+
+    Raises:
+        RuntimeInstallationError: ONNX Runtime is missing or there twice.
+        ProviderNotAvailableError: the provider that was asked for isn't there.
+    """
+    check_runtime_installation()
+    provider = choose_provider(settings.provider)
+    app = FastAPI(title="Successor", description=DESCRIPTION, lifespan=lambda _: running(settings, provider))
+    app.router.routes.insert(0, Route("/v1/classify", _Endpoint(), methods=["POST"]))
+    app.include_router(operations.router)
+    app.add_middleware(Envelope)
+    app.add_exception_handler(SuccessorError, _expected)
+    app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    document(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, provider: str) -> AsyncIterator[dict[str, Service]]:
+    """A service that is ready inside the block: models loaded, workers started; all ended after it."""
+    metrics = Metrics(CollectorRegistry())
+    store = ModelStore(settings.store_dir)
+    loader = Loader(
+        store=store,
+        provider=provider,
+        workers=settings.workers,
+        lone_max_bytes=settings.lone_max_bytes,
+        max_batch_texts=settings.max_batch_texts,
+        metrics=metrics,
+    )
+    registry = Registry(
+        store, wanted=settings.models, default_model=settings.default_model, load=loader, metrics=metrics
+    )
+    await registry.sync()
+    engine = Engine(
+        workers=settings.workers,
+        metrics=metrics,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        stuck_call_s=settings.stuck_call_ms / 1e3,
+    )
+    watching = asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)) if settings.store_poll_ms else None
+    try:
+        yield {"service": Service(settings, provider, store, engine, registry, metrics)}
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        await engine.close()
+
+
+class _Endpoint:
+    """Lets the router call `classify` as plain ASGI, without a Request and Response around it."""
+
+    __call__ = staticmethod(classify.classify)
+
+
+def document(app: FastAPI) -> None:
+    """Put the plain ASGI routes into the OpenAPI document beside those that FastAPI knows."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            paths, schemas = classify.openapi()
+            schema["paths"] = {**paths, **schema["paths"]}
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _answer(status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Response:
+    response = Response(body, status_code=status, media_type="application/json")
+    response.raw_headers.extend(headers)
+    return response
+
+
+async def _expected(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
+    service: Service = request.state.service
+    service.metrics.refusals.labels(outcome_of(error).code).inc()
+    return _answer(*explain(error))
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    outcome = ROUTING.get(error.status_code, Outcome(error.status_code, "invalid_request_error", "invalid_request"))
+    message = {
+        404: f"no route {request.url.path[:200]!r}: see /docs",
+        405: f"{request.method} is not allowed here: see /docs",
+    }.get(error.status_code, str(error.detail))
+    headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+    return _answer(outcome.status, native_error(outcome, message), headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or None
+    return await _expected(request, InvalidRequestError(f"{where or 'the body'}: {first['msg']}", param=where))

@@ -1,0 +1,272 @@
+"""Requests in, answers out: admission, deadlines, the watchdog, and the pool of workers behind them.
+
+Everything here happens on the event loop. Workers hand their batches back with one call for each batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from model_store.encoding import TextItem
+from model_store.errors import SuccessorError
+from service.batcher import Answer, Item, Job
+from service.errors import ClientGoneError, DeadlineExceededError, OverloadedError, ShuttingDownError, WorkerLostError
+from service.metrics import Metrics
+from service.served_model import ServedModel
+from service.workers import Outcome, Ran, Worker, WorkerPool
+
+log = structlog.get_logger(__name__)
+
+WATCHDOG_S = 0.1
+# With this many calls that never came back, for each worker, no more workers are started: replace the process.
+_STUCK_FOR_EACH_WORKER = 4
+# A predicted wait counts this many times against a deadline: the prediction is a mean.
+_DEADLINE_RESERVE = 1.5
+# Weight of the newest batch in the mean of its time ÷ the time predicted for its texts one by one.
+_DRAIN_WEIGHT = 0.05
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class Engine:
+    """Runs jobs on worker threads; made and used on the event loop, ready once constructed, ended by `close`.
+
+    Args:
+        workers: threads, each of which runs one call at a time.
+        metrics: the process's instruments.
+        max_wait_s: a job that would wait longer is refused.
+        stuck_call_s: a call that takes longer is given up and its worker replaced.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        metrics: Metrics,
+        max_wait_s: float,
+        stuck_call_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._metrics = metrics
+        self._max_wait_s = max_wait_s
+        self._stuck_call_s = stuck_call_s
+        self._jobs: dict[Job, asyncio.TimerHandle] = {}
+        """Accepted and not answered, with the timers of their deadlines."""
+        self._backlog_s = 0.0
+        """Predicted seconds of one worker for all of them."""
+        self._drain_ratio = 1.0
+        """How much faster batches make it, and how wrong predictions are: measured, from answered batches."""
+        self._stuck = 0
+        self._most_stuck = workers * _STUCK_FOR_EACH_WORKER
+        self._closing = False
+        self._pool = WorkerPool(
+            workers=workers,
+            patience_s=max_wait_s,
+            on_ran=lambda ran: self._post(self._deliver, ran),
+            on_death=lambda worker, error: self._post(self._bury, worker, error),
+            clock=clock,
+        )
+        self._watchdog = self._loop.create_task(self._watch())
+
+    @property
+    def idle(self) -> bool:
+        """No job is in the engine."""
+        return not self._jobs
+
+    @property
+    def able(self) -> bool:
+        """At least one worker can answer."""
+        return bool(self._pool.live) and not self._closing
+
+    @property
+    def predicted_wait_s(self) -> float:
+        """How long a job that came now would wait for a worker, at the rate at which work gets done."""
+        return self._backlog_s * self._drain_ratio / max(1, len(self._pool.live))
+
+    def check_admission(self) -> None:
+        """Refuse a request, before its body is read, if the queue is full.
+
+        Raises:
+            OverloadedError: with the time after which there is room.
+            ShuttingDownError: no worker can answer.
+        """
+        if not self.able:
+            raise ShuttingDownError("the server is going down or has lost its workers: send the request to another")
+        wait = self.predicted_wait_s
+        if wait > self._max_wait_s:
+            raise OverloadedError(
+                f"the queue is full (a wait of {wait * 1e3:.0f} ms is predicted): retry later",
+                retry_after_s=wait - self._max_wait_s,
+            )
+
+    def submit(
+        self, model: ServedModel, texts: Sequence[TextItem], *, truncate: bool, raw_scores: bool, deadline: float
+    ) -> Job:
+        """Accept a request's texts, or refuse them at once; the job's future gets one `Answer` for each, in order.
+
+        Args:
+            model: who is to answer.
+            texts: at least one.
+            truncate: cut texts that are too long for the model instead of failing.
+            raw_scores: answer with logits.
+            deadline: of the clock; what is not computed by then is dropped.
+
+        Raises:
+            OverloadedError: the queue is so long that the deadline would be missed.
+            DeadlineExceededError: the deadline has passed already.
+        """
+        now = self.clock()
+        if deadline <= now:
+            raise DeadlineExceededError("the deadline had passed when the request arrived: allow more time")
+        estimates = [model.estimate_s(text) for text in texts]
+        total = sum(estimates)
+        wait = self.predicted_wait_s
+        if wait and now + _DEADLINE_RESERVE * wait + total > deadline:
+            raise OverloadedError(
+                f"the deadline would be missed (a wait of {wait * 1e3:.0f} ms is predicted): allow more time",
+                retry_after_s=wait,
+            )
+        future: asyncio.Future[list[Answer]] = self._loop.create_future()
+        count = len(texts)
+        job = Job(model, now, deadline, truncate, raw_scores, future, [None] * count, count, total)
+        self._jobs[job] = self._loop.call_later(deadline - now, self._expire, job)
+        self._backlog_s += total
+        model.pending += 1
+        self._pool.put(
+            [
+                Item(job, index, text, estimate)
+                for index, (text, estimate) in enumerate(zip(texts, estimates, strict=True))
+            ]
+        )
+        return job
+
+    def abandon(self, job: Job) -> None:
+        """The caller hung up: what was not computed yet never will be."""
+        self._end(job, ClientGoneError("the client closed the connection before the answer"))
+
+    async def drain(self) -> None:
+        """Wait until every job that was accepted has its answer."""
+        while self._jobs:
+            await asyncio.wait([job.future for job in self._jobs])
+
+    async def close(self) -> None:
+        """Refuse everything, fail what is left and end the workers; one that is stuck is left behind."""
+        self._closing = True
+        self._watchdog.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watchdog
+        for job in list(self._jobs):
+            self._end(job, ShuttingDownError("the server went down before the answer: send the request to another"))
+        await asyncio.to_thread(self._pool.close, _CLOSE_TIMEOUT_S)
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call back on the event loop, from a worker."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: a call that was stuck came back after the end
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _expire(self, job: Job) -> None:
+        self._end(job, DeadlineExceededError("the deadline passed before the request was computed: allow more time"))
+
+    def _end(self, job: Job, error: SuccessorError | None) -> None:
+        """Answer a job's caller, with its answers or with an error, once."""
+        timer = self._jobs.pop(job, None)
+        if timer is None:
+            return
+        timer.cancel()
+        job.departed = True
+        job.model.pending -= 1
+        self._backlog_s = max(0.0, self._backlog_s - job.estimate_s) if self._jobs else 0.0
+        if job.future.done():  # its task was cancelled
+            return
+        if error is None:
+            job.future.set_result([answer for answer in job.answers if answer is not None])
+        else:
+            job.future.set_exception(error)
+
+    def _deliver(self, ran: Ran) -> None:
+        """Give each item of a batch its outcome."""
+        if ran.ended:
+            self._account(ran)
+        for item, outcome in zip(ran.items, ran.outcomes, strict=True):
+            self._settle(item, outcome, ran)
+
+    def _account(self, ran: Ran) -> None:
+        instruments = ran.items[0].job.model.instruments
+        lengths = [len(item.encoded) for item in ran.items]
+        padded = len(lengths) * max(lengths)
+        seconds = ran.ended - ran.started
+        instruments.inference.observe(seconds)
+        instruments.batch_texts.observe(len(lengths))
+        instruments.batch_tokens.observe(padded)
+        instruments.padding.observe(1 - sum(lengths) / padded)
+        if not ran.lone:
+            predicted = sum(item.estimate_s for item in ran.items)
+            self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
+
+    def _settle(self, item: Item, outcome: Outcome, ran: Ran) -> None:
+        job = item.job
+        if job.departed:
+            return
+        if isinstance(outcome, SuccessorError):
+            if len(job.answers) > 1:
+                outcome.args = (f"input[{item.index}]: {outcome}",)
+            self._end(job, outcome)
+            return
+        queued = max(0.0, ran.started - job.arrived - item.tokenisation_s)
+        instruments = job.model.instruments
+        instruments.queue.observe(queued)
+        instruments.tokenisation.observe(item.tokenisation_s)
+        job.answers[item.index] = Answer(
+            outcome, len(item.encoded), item.encoded.truncated, queued, item.tokenisation_s, ran.ended - ran.started
+        )
+        instruments.texts.inc()
+        job.pending -= 1
+        job.estimate_s -= item.estimate_s
+        self._backlog_s -= item.estimate_s
+        if job.pending == 0:
+            self._end(job, None)
+
+    def _bury(self, worker: Worker, error: BaseException) -> None:
+        """Replace a worker that died; what it ran is run again, each text alone, and the one that kills again fails."""
+        log.error("worker died", worker=worker.number, error=repr(error), texts=len(worker.batch))
+        self._metrics.worker_restarts.labels("died").inc()
+        self._pool.live.remove(worker)
+        self._pool.add_worker()
+        again = [item for item in worker.batch if not item.alone and len(worker.batch) > 1]
+        for item in again:
+            item.alone = True
+        self._pool.put(again)
+        if not again:
+            self._lose(worker.batch)
+
+    def _lose(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self._end(item.job, WorkerLostError("the worker that ran this request was lost: send it again"))
+
+    async def _watch(self) -> None:
+        """Give up calls that do not come back, and set the gauges."""
+        while True:
+            await asyncio.sleep(WATCHDOG_S)
+            now = self.clock()
+            for worker in [one for one in self._pool.live if now - one.called > self._stuck_call_s]:
+                self._give_up(worker)
+            self._metrics.sample(self._pool.depth)
+
+    def _give_up(self, worker: Worker) -> None:
+        items = self._pool.give_up(worker)
+        if not items:
+            return
+        self._stuck += 1
+        replaced = self._stuck <= self._most_stuck
+        log.error("call does not come back", worker=worker.number, texts=len(items), replaced=replaced)
+        self._lose(items)
+        if replaced:
+            self._metrics.worker_restarts.labels("stuck").inc()
+            self._pool.add_worker()

@@ -1,0 +1,94 @@
+"""Every instrument, declared once, on a registry that is passed in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TEXTS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+_MODEL = ("model", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInstruments:
+    """One version's series, looked up once so that a request pays for no lookup."""
+
+    total: Histogram
+    queue: Histogram
+    tokenisation: Histogram
+    inference: Histogram
+    batch_texts: Histogram
+    batch_tokens: Histogram
+    padding: Histogram
+    texts: Counter
+
+
+class Metrics:
+    """All instruments of one server process.
+
+    Args:
+        registry: where they are registered, and what `expose` renders.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = _MODEL) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        self.total = histogram("successor_request_seconds", "From the request read to its answer", _SECONDS)
+        self.queue = histogram("successor_queue_seconds", "A text's wait for a worker", _SECONDS)
+        self.tokenisation = histogram("successor_tokenisation_seconds", "Tokenisation of a text", _SECONDS)
+        self.inference = histogram("successor_inference_seconds", "A text's batch in the engine", _SECONDS)
+        self.batch_texts = histogram("successor_batch_texts", "Texts in a batch", _TEXTS)
+        self.batch_tokens = histogram("successor_batch_tokens", "Tokens in a batch, padding included", _TOKENS)
+        self.padding = histogram("successor_padding_share", "Share of a batch's tokens that is padding", _SHARES)
+        self.texts = Counter("successor_texts", "Texts answered", _MODEL, registry=registry)
+        self.refusals = Counter("successor_refusals", "Requests refused or failed", ("reason",), registry=registry)
+        self.worker_restarts = Counter("successor_worker_restarts", "Workers replaced", ("reason",), registry=registry)
+        self.queue_depth = Gauge(
+            "successor_queue_depth", "Texts that wait for a worker", registry=registry, multiprocess_mode="livesum"
+        )
+        self.loaded_versions = Gauge(
+            "successor_loaded_versions", "Versions that can answer", registry=registry, multiprocess_mode="livemax"
+        )
+        self.resident_bytes = Gauge(
+            "successor_resident_memory_bytes", "Resident memory", registry=registry, multiprocess_mode="livesum"
+        )
+        self._process = psutil.Process()
+
+    def for_model(self, name: str, version: int) -> ModelInstruments:
+        """The series of one version."""
+        values = (name, str(version))
+        return ModelInstruments(
+            total=self.total.labels(*values),
+            queue=self.queue.labels(*values),
+            tokenisation=self.tokenisation.labels(*values),
+            inference=self.inference.labels(*values),
+            batch_texts=self.batch_texts.labels(*values),
+            batch_tokens=self.batch_tokens.labels(*values),
+            padding=self.padding.labels(*values),
+            texts=self.texts.labels(*values),
+        )
+
+    def expose(self) -> bytes:
+        """The Prometheus text of this process, or of all processes in multiprocess mode."""
+        if MULTIPROCESS_VARIABLE not in os.environ:
+            return generate_latest(self._registry)
+        every_process = CollectorRegistry()
+        MultiProcessCollector(every_process)  # type: ignore[no-untyped-call]
+        return generate_latest(every_process)
+
+    def sample(self, queue_depth: int) -> None:
+        """Set the gauges that are read rather than counted."""
+        self.queue_depth.set(queue_depth)
+        self.resident_bytes.set(self._process.memory_info().rss)

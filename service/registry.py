@@ -1,0 +1,198 @@
+"""Which versions are loaded, and which of them a reference means.
+
+The table from reference to version is replaced as a whole, so that a request sees either the old or the new one. A
+version that is no longer in it answers what it has accepted and is then let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from model_store.errors import SuccessorError
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.errors import InvalidRequestError, ModelNotLoadedError
+from service.metrics import Metrics
+from service.served_model import ServedModel
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_ARM = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What one reference leads to."""
+
+    model: ServedModel
+    arm: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One consistent view: what is served, under which references, and what could not be."""
+
+    routes: dict[str, Route] = field(default_factory=dict)
+    models: dict[ModelId, ServedModel] = field(default_factory=dict)
+    aliases: dict[ModelId, tuple[str, ...]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Reference → why it can't be served."""
+
+
+class Registry:
+    """Loads versions from a store and finds them for requests; used on the event loop.
+
+    Args:
+        store: where versions come from.
+        wanted: references to load; empty: of every name its default and its aliased versions.
+        default_model: what a request means that names no model.
+        load: opens and warms one version, on a thread of its own.
+        metrics: the process's instruments.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        wanted: tuple[str, ...],
+        default_model: str | None,
+        load: Callable[[ModelId], ServedModel],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._wanted = wanted
+        self._default_model = default_model
+        self._load = load
+        self._metrics = metrics
+        self._changing = asyncio.Lock()
+        self.table = Table()
+        self.retired: list[ServedModel] = []
+        """Versions that left the table and still have answers to give."""
+
+    def route(self, reference: str | None) -> Route:
+        """Find the version for a request.
+
+        Raises:
+            ModelNotLoadedError: nothing that is loaded answers to the reference.
+            InvalidRequestError: the request names no model and there is no default.
+        """
+        name = reference if reference is not None else self._default_model
+        route = self.table.routes.get(name) if name is not None else None
+        if route is not None:
+            return route
+        there = ", ".join(sorted(self.table.routes)) or "nothing"
+        if name is None:
+            raise InvalidRequestError(f"name a model: this server has {there}", param="model")
+        if name in self.table.failures:
+            raise ModelNotLoadedError(f"model {name!r} could not be loaded: {self.table.failures[name]}", param="model")
+        raise ModelNotLoadedError(f"no model {name[:200]!r} here: this server has {there}", param="model")
+
+    async def sync(self) -> Table:
+        """Load what the store has and the table lacks, swap the table, and let go of what is no longer wanted.
+
+        A version that can't be loaded leaves the others as they are.
+        """
+        async with self._changing:
+            chosen, failures = await asyncio.to_thread(self._chosen)
+            models: dict[ModelId, ServedModel] = {}
+            for model in sorted(set(chosen.values()), key=str):
+                loaded = self.table.models.get(model)
+                try:
+                    models[model] = loaded if loaded is not None else await asyncio.to_thread(self._load, model)
+                except SuccessorError as error:
+                    log.warning("version not loaded", model=str(model), error=str(error))
+                    failures.update({ref: str(error) for ref, target in chosen.items() if target == model})
+                    continue
+                if loaded is None:
+                    log.info("version loaded", model=str(model), file=models[model].classifier.artifact.file)
+            self._swap(chosen, models, failures)
+            return self.table
+
+    def _swap(self, chosen: dict[str, ModelId], models: dict[ModelId, ServedModel], failures: dict[str, str]) -> None:
+        routes: dict[str, Route] = {}
+        aliases: dict[ModelId, tuple[str, ...]] = {}
+        for reference, model in sorted(chosen.items()):
+            selector = reference.partition("@")[2]
+            is_alias = bool(selector) and not selector.isdigit()
+            if is_alias:
+                aliases[model] = (*aliases.get(model, ()), selector)
+            served = models.get(model)
+            if served is None:
+                # A reference whose new version can't be loaded stays with its old one.
+                previous = self.table.routes.get(reference)
+                if previous is None:
+                    continue
+                routes[reference] = previous
+                models.setdefault(previous.model.manifest.id, previous.model)
+            else:
+                routes[reference] = Route(served, selector if is_alias else DEFAULT_ARM)
+        kept = set(map(id, models.values()))
+        self.retired += [model for model in self.table.models.values() if id(model) not in kept]
+        self.table = Table(routes, models, aliases, failures)
+        self._metrics.loaded_versions.set(len(models))
+
+    def release_drained(self) -> None:
+        """Let go of retired versions that have answered everything."""
+        for model in [one for one in self.retired if one.pending == 0]:
+            self.retired.remove(model)
+            log.info("version released", model=str(model.manifest.id))
+
+    async def watch(self, every_s: float) -> None:
+        """Sync whenever the store's versions or aliases change, until cancelled."""
+        seen = await asyncio.to_thread(self._snapshot)
+        while True:
+            await asyncio.sleep(every_s)
+            self.release_drained()
+            now = await asyncio.to_thread(self._snapshot)
+            if now != seen:
+                seen = now
+                await self.sync()
+
+    def _snapshot(self) -> dict[str, tuple[object, ...]]:
+        """What a change of the store changes; a name whose aliases can't be read counts by that."""
+        snapshot: dict[str, tuple[object, ...]] = {}
+        for name in self._store.names():
+            aliases: object = None
+            with contextlib.suppress(SuccessorError):
+                aliases = self._store.aliases(name)
+            snapshot[name] = (self._store.versions(name), aliases)
+        return snapshot
+
+    def _chosen(self) -> tuple[dict[str, ModelId], dict[str, str]]:
+        """Every reference that is to be served with its version, and those that mean nothing."""
+        chosen: dict[str, ModelId] = {}
+        failures: dict[str, str] = {}
+        for reference in self._wanted or self._everything(failures):
+            try:
+                chosen[reference] = self._store.resolve(reference)
+            except SuccessorError as error:
+                log.warning("reference not served", reference=reference, error=str(error))
+                failures[reference] = str(error)
+        for model in set(chosen.values()):
+            chosen[str(model)] = model
+            self._add_names(chosen, model)
+        return chosen, failures
+
+    def _everything(self, failures: dict[str, str]) -> list[str]:
+        references: list[str] = []
+        for name in self._store.names():
+            references.append(name)
+            try:
+                references += [f"{name}@{alias}" for alias in self._store.aliases(name)]
+            except SuccessorError as error:
+                failures[name] = str(error)
+        return references
+
+    def _add_names(self, chosen: dict[str, ModelId], model: ModelId) -> None:
+        """The bare name and the aliases that mean a chosen version, even if they were not asked for."""
+        with contextlib.suppress(SuccessorError):
+            for alias, version in self._store.aliases(model.name).items():
+                if version == model.version:
+                    chosen.setdefault(f"{model.name}@{alias}", model)
+            if self._store.resolve(model.name) == model:
+                chosen.setdefault(model.name, model)

@@ -1,0 +1,58 @@
+"""A loaded version, as the queue, the workers and the engine see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from model_store.classifier import Classifier
+from model_store.encoding import TextItem
+from model_store.manifest import Manifest
+from service.cost_model import CostModel
+from service.metrics import ModelInstruments
+
+# Special tokens, roughly: what a text costs beyond its characters.
+_FIXED_TOKENS = 3
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """What the engine runs and how it accounts for it."""
+
+    classifier: Classifier
+    """Computes on the calling thread; all workers share it."""
+    lone_classifier: Classifier | None
+    """The same file with all cores for one call, where a second copy of its weights is allowed."""
+    cost: CostModel
+    instruments: ModelInstruments
+    max_batch_texts: int
+    """Texts in one call; 1 for a file whose answers depend on the batch."""
+    tokens_per_char: float = 0.25
+    """Learned from tokenised texts, to predict a text's cost before it is tokenised; workers change it."""
+    pending: int = 0
+    """Texts accepted and not answered; the event loop changes it, and a version is let go at 0."""
+
+    reference: str = field(init=False)
+    """`name@version`, as every answer carries it."""
+
+    def __post_init__(self) -> None:
+        self.reference = str(self.manifest.id)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version that answers."""
+        return self.classifier.manifest
+
+    def estimate_s(self, item: TextItem) -> float:
+        """Predicted seconds of a text alone, before it is tokenised."""
+        tokens = _FIXED_TOKENS + int(_chars(item) * self.tokens_per_char)
+        return self.cost.predict(1, min(self.manifest.inputs.max_length, tokens))
+
+    def learn_length(self, item: TextItem, tokens: int) -> None:
+        """Note how many tokens a text had."""
+        chars = _chars(item)
+        if chars >= 16:
+            self.tokens_per_char += 0.02 * (max(0, tokens - _FIXED_TOKENS) / chars - self.tokens_per_char)
+
+
+def _chars(item: TextItem) -> int:
+    return len(item.text) + len(item.text_pair or "")

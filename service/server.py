@@ -1,0 +1,101 @@
+"""Processes, signals and logs: `serve` runs the app on uvicorn until it is told to stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import time
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from service.api.common import Service
+from service.app import create_app
+from service.errors import ListenError
+from service.logs import configure_logs
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# After SIGTERM, how long requests on open connections are still taken, each answered with `Connection: close`.
+_FAREWELL_S = 0.3
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, then answer what is in flight; returns the exit code.
+
+    Raises:
+        ListenError: the address is taken or not this machine's.
+        SuccessorError: the settings can't be met, see `create_app`.
+    """
+    configure_logs(settings)
+    with listen(settings.host, settings.port) as listener:
+        return run_process(settings, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound and listens.
+
+    Raises:
+        ListenError: the address is taken or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ListenError(
+            f"can't listen on {host}:{port} ({error.strerror}): choose another --host or --port"
+        ) from error
+    return listener
+
+
+def run_process(settings: Settings, listener: socket.socket) -> int:
+    """Run one server process on a listening socket until a signal ends it."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_ms / 1e3)),
+    )
+    server = Server(config)
+    host, port = listener.getsockname()[:2]
+    log.info("serving", url=f"http://{host}:{port}", workers=settings.workers, process=os.getpid())
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a farewell: connections learn from their last answer that they end, and exit is 0."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._leave_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begin the farewell at the first signal; at the second, cut it short."""
+        if self._leave_at < math.inf or not self.started:
+            self.should_exit = self.force_exit = True
+            return
+        log.info("going down", signal=signal.Signals(sig).name)
+        service: Service = self.lifespan.state["service"]
+        service.draining = True
+        self._leave_at = time.monotonic() + _FAREWELL_S
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop once the farewell is over; uvicorn then waits for what is in flight."""
+        if self._leave_at < math.inf and (time.monotonic() >= self._leave_at or not self.server_state.connections):
+            self.should_exit = True
+        return await super().on_tick(counter)

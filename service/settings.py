@@ -1,0 +1,92 @@
+"""One frozen `Settings`: environment variables with the prefix `SUCCESSOR_`, units in the names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model_store.errors import SuccessorError
+
+PREFIX = "SUCCESSOR_"
+# Variables of the same prefix that belong to other parts of the project.
+FOREIGN_VARIABLES = frozenset({"SUCCESSOR_CACHE_DIR"})
+
+
+class InvalidSettingsError(SuccessorError):
+    """A setting is unknown or has a value that it can't have."""
+
+
+class Settings(BaseSettings):
+    """Everything about a server that can be chosen; `SUCCESSOR_PORT=9000` sets `port`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    store_dir: Path = Field(Path("artifacts/demo/store"), description="the model store; may be mounted read-only")
+    state_dir: Path | None = Field(
+        None, description="a writable folder for what outlives a process; None: nothing does"
+    )
+    host: str = Field("127.0.0.1", description="the address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
+    processes: int = Field(1, ge=1, le=64, description="server processes that share the port")
+    provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto: CUDA if it is there")
+    threads: int | None = Field(
+        None, ge=1, le=256, description="workers of one process; None: the cores, divided by processes"
+    )
+
+    models: tuple[str, ...] = Field(
+        (), description="JSON list of references to load; empty: of every name the default and every aliased version"
+    )
+    default_model: str | None = Field(None, description="the model of a request that names none")
+    store_poll_ms: int = Field(1_000, ge=0, description="how often to look for new versions and aliases; 0: never")
+    lone_max_bytes: int = Field(
+        128 * 2**20, ge=0, description="model files up to this size get a second session, all cores for a lone request"
+    )
+
+    admin_token: SecretStr | None = Field(None, description="what /v1/admin asks for; None: administration is off")
+
+    max_body_bytes: int = Field(4 * 2**20, ge=1_024, description="bytes of a request's body")
+    max_text_chars: int = Field(20_000, ge=1, description="characters of one text, before it is tokenised")
+    max_texts_per_request: int = Field(256, ge=1, description="texts in one request")
+    max_batch_texts: int = Field(64, ge=1, le=1_024, description="texts that the engine runs together")
+
+    max_wait_ms: int = Field(1_000, ge=1, description="a request that would wait longer in the queue is refused")
+    request_timeout_ms: int = Field(30_000, ge=1, description="the deadline of a request that states none")
+    stuck_call_ms: int = Field(30_000, ge=10, description="a call into the engine that takes longer is given up")
+    drain_ms: int = Field(10_000, ge=0, description="after SIGTERM, the most time for requests in flight")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least level that is logged"
+    )
+    log_requests: bool = Field(default=False, description="one log line for every request, not only for failed ones")
+
+    @model_validator(mode="after")
+    def _no_unknown_variables(self) -> Self:
+        known = {(PREFIX + field).upper() for field in type(self).model_fields} | FOREIGN_VARIABLES
+        strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+        if strangers:
+            raise ValueError(f"unknown environment variables: {', '.join(strangers)}")
+        return self
+
+    @property
+    def workers(self) -> int:
+        """Worker threads of one process."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.processes)
+
+
+def load_settings(**chosen: object) -> Settings:
+    """Settings from the environment, overridden by `chosen`.
+
+    Raises:
+        InvalidSettingsError: one line that names the setting and what is wrong.
+    """
+    try:
+        return Settings(**chosen)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = "_".join(str(part) for part in first["loc"])
+        where = f"{PREFIX}{field.upper()}: " if field else ""
+        raise InvalidSettingsError(where + first["msg"].removeprefix("Value error, ")) from error

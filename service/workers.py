@@ -1,0 +1,270 @@
+"""Worker threads, one for each core: tokenise, form a batch, run it, hand the answers back.
+
+`OnnxClassifier.run` computes on the calling thread, so that all workers share one copy of the weights. A worker that
+finds texts in the inbox tokenises them first, which gives whoever forms the next batch more lengths to choose from.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model_store.classifier import Classifier, Logits, Scores, to_scores
+from model_store.encoding import EncodedText
+from model_store.errors import InferenceError, InvalidTextError, SuccessorError
+from service.batcher import Item, Waiting, form_batch
+
+# A request is lone if no other was in the engine beside it for this long.
+LONE_AFTER_S = 0.1
+# After tokenising this many texts a worker puts them into the queue, where others see them.
+_TEXTS_AT_ONCE = 16
+
+Outcome = list[float] | SuccessorError
+
+
+@dataclass(slots=True)
+class Ran:
+    """A batch that came back, with one outcome for each item; or items that failed before they could run."""
+
+    items: list[Item]
+    outcomes: list[Outcome]
+    started: float = 0.0
+    ended: float = 0.0
+    lone: bool = False
+
+
+@dataclass(eq=False)
+class Worker:
+    """One thread and what it is doing; the thread changes it, the watchdog reads it."""
+
+    number: int
+    batch: list[Item] = field(default_factory=list)
+    called: float = math.inf
+    """When the call into the engine that it is in began."""
+    given_up: bool = False
+    """The watchdog has replaced it: if its call ever returns, it ends without answering."""
+
+
+class WorkerPool:
+    """The threads and the queue between them; ready once constructed, ended by `close`.
+
+    Args:
+        workers: how many threads.
+        patience_s: see `Waiting`.
+        on_ran: called on a worker's thread with every batch that it ran and every item that can't be run.
+        on_death: called on a dying worker's thread, with what killed it.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        patience_s: float,
+        on_ran: Callable[[Ran], None],
+        on_death: Callable[[Worker, BaseException], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._on_ran = on_ran
+        self._on_death = on_death
+        self._clock = clock
+        self._threads: list[threading.Thread] = []
+        self._inbox: deque[Item] = deque()
+        """The owner appends, workers take; neither needs the lock for it."""
+        self._work = threading.Condition(threading.Lock())
+        # Below: shared by the workers, under the lock.
+        self._waiting = Waiting(patience_s)
+        self._idle = 0
+        self._running = 0
+        self._crowded = -math.inf
+        self._closing = False
+        self.live: list[Worker] = []
+        """Workers that can answer; the owner reads and changes it."""
+        self._numbers = 0
+        for _ in range(workers):
+            self.add_worker()
+
+    @property
+    def depth(self) -> int:
+        """Texts that wait, tokenised or not."""
+        return len(self._inbox) + len(self._waiting)
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Hand texts to the workers."""
+        self._inbox.extend(items)
+        # A worker counts itself idle before its last look at the inbox: it sees the items, or we see it.
+        if self._idle:
+            with self._work:
+                self._work.notify(len(items))
+
+    def add_worker(self) -> None:
+        """Start one more thread."""
+        worker = Worker(self._numbers)
+        self._numbers += 1
+        self.live.append(worker)
+        thread = threading.Thread(target=self._live, args=(worker,), name=f"worker-{worker.number}", daemon=True)
+        self._threads = [*(other for other in self._threads if other.is_alive()), thread]
+        thread.start()
+
+    def give_up(self, worker: Worker) -> list[Item]:
+        """Stop counting on a worker whose call does not come back, and return what it was running.
+
+        Nothing is returned, or changed, if the call came back just now.
+        """
+        with self._work:
+            if worker.called == math.inf:
+                return []
+            worker.given_up = True
+            self._running -= 1
+        self.live.remove(worker)
+        return worker.batch
+
+    def close(self, timeout_s: float) -> None:
+        """End the threads; one that is stuck in a call is left behind after `timeout_s`."""
+        with self._work:
+            self._closing = True
+            self._work.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    # On a worker's thread
+
+    def _live(self, worker: Worker) -> None:
+        try:
+            while self._take(worker):
+                ran = self._run(worker)
+                with self._work:
+                    if worker.given_up:
+                        return
+                    worker.called = math.inf
+                    self._running -= 1
+                    if not ran.lone:
+                        ran.items[0].job.model.cost.observe(
+                            len(ran.items), max(len(item.encoded) for item in ran.items), ran.ended - ran.started
+                        )
+                self._on_ran(ran)
+        except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
+            with self._work:
+                if worker.called != math.inf:
+                    self._running -= 1
+            self._on_death(worker, error)
+
+    def _take(self, worker: Worker) -> bool:
+        """Wait for work and put the next batch into `worker.batch`; False when it is time to end."""
+        worker.batch = []
+        tokenised: list[Item] = []
+        while True:
+            with self._work:
+                for item in tokenised:
+                    self._waiting.add(item)
+                while not self._inbox:
+                    if self._closing:
+                        return False
+                    if self._form(worker):
+                        return True
+                    self._idle += 1
+                    if not self._inbox:
+                        self._work.wait()
+                    self._idle -= 1
+            tokenised = self._tokenise()
+
+    def _form(self, worker: Worker) -> bool:
+        """Form the next batch under the lock; False if nothing waits."""
+        now = self._clock()
+        places = math.ceil(len(self._waiting) / (self._idle + 1))
+        formed = form_batch(self._waiting, now, places)
+        self._waiting.remove(formed.dropped)
+        self._waiting.remove(formed.batch)
+        worker.batch = formed.batch
+        if not formed.batch:
+            return False
+        if self._running or len(self._waiting) or len(formed.batch) > 1:
+            self._crowded = now
+        self._running += 1
+        worker.called = now
+        if len(self._waiting) and self._idle:
+            self._work.notify()
+        return True
+
+    def _tokenise(self) -> list[Item]:
+        """Take texts from the inbox and tokenise them; those that can't be are answered at once."""
+        tokenised: list[Item] = []
+        failed = Ran([], [])
+        while len(tokenised) < _TEXTS_AT_ONCE:
+            try:
+                item = self._inbox.popleft()
+            except IndexError:
+                break
+            job = item.job
+            if job.departed:
+                continue
+            started = self._clock()
+            try:
+                item.encoded = job.model.classifier.encode(item.text, truncate=job.truncate)
+            except SuccessorError as error:
+                failed.items.append(item)
+                failed.outcomes.append(error)
+                continue
+            except Exception as error:  # noqa: BLE001 - a tokeniser may fail in any way; the text fails, not the worker
+                failed.items.append(item)
+                failed.outcomes.append(InvalidTextError(f"the text can't be tokenised: {error}"))
+                continue
+            item.tokenisation_s = self._clock() - started
+            job.model.learn_length(item.text, len(item.encoded))
+            tokenised.append(item)
+        if failed.items:
+            self._on_ran(failed)
+        return tokenised
+
+    def _run(self, worker: Worker) -> Ran:
+        items = worker.batch
+        model = items[0].job.model
+        started = worker.called
+        lone = model.lone_classifier is not None and started - self._crowded > LONE_AFTER_S
+        classifier = model.lone_classifier if lone and model.lone_classifier else model.classifier
+        outcomes = run_isolated(classifier, items)
+        return Ran(items, outcomes, started, self._clock(), lone)
+
+
+def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
+    """Scores `(labels,)` of each item; if the batch fails, each item that has none is run again alone.
+
+    So a text that breaks the engine, or gets logits that are not finite, fails alone.
+    """
+    outcomes = _attempt(classifier, items)
+    if len(items) == 1:
+        return outcomes
+    return [
+        _attempt(classifier, [item])[0] if isinstance(outcome, SuccessorError) else outcome
+        for item, outcome in zip(items, outcomes, strict=True)
+    ]
+
+
+def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
+    encoded: list[EncodedText] = [item.encoded for item in items]
+    try:
+        logits = classifier.run(encoded)
+        finite = [bool(row) for row in np.isfinite(logits).all(axis=1)]
+        if all(finite):
+            return _rows(logits, to_scores(logits, classifier.manifest.scores), items)
+    except SuccessorError as error:
+        return [error] * len(items)
+    except Exception as error:  # noqa: BLE001 - an engine may fail in any way; its batch fails, not the worker
+        return [InferenceError(f"{classifier.manifest.id} failed: {error}") for _ in items]
+    bad = InferenceError(f"{classifier.manifest.id} answered with a number that is not finite")
+    kept = [item for item, whole in zip(items, finite, strict=True) if whole]
+    good = iter(_rows(logits[finite], to_scores(logits[finite], classifier.manifest.scores), kept))
+    return [next(good) if whole else bad for whole in finite]
+
+
+def _rows(logits: Logits, scores: Scores, items: Sequence[Item]) -> list[Outcome]:
+    rows: list[list[float]] = scores.tolist()
+    if not any(item.job.raw_scores for item in items):
+        return [*rows]
+    raw: list[list[float]] = logits.tolist()
+    return [raw[row] if item.job.raw_scores else rows[row] for row, item in enumerate(items)]
