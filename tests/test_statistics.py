@@ -1,0 +1,117 @@
+"""Intervals and tests against known values, other implementations, and their own promise: coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from model_store.statistics import (
+    Estimate,
+    difference_of_means,
+    mcnemar,
+    paired_bootstrap,
+    quantile_estimate,
+    ratio_of_medians,
+)
+
+
+@given(only_first=st.integers(0, 400), only_second=st.integers(0, 400))
+def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_texts(only_first: int, only_second: int) -> None:
+    discordant = only_first + only_second
+    expected = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
+    assert mcnemar(only_first, only_second) == pytest.approx(expected, rel=1e-7)
+
+
+def test_mcnemar_stands_thousands_of_texts() -> None:
+    assert mcnemar(5_000, 5_000) == 1.0
+    assert mcnemar(4_000, 6_000) < 1e-80
+
+
+def test_an_estimate_is_written_with_its_interval() -> None:
+    estimate = Estimate(2.5, 2.0, 3.0)
+    assert str(estimate) == "2.500 [2.000, 3.000]"
+    assert estimate.interval == (2.0, 3.0)
+
+
+def test_a_bootstrap_gives_the_same_interval_for_the_same_seed() -> None:
+    samples = np.random.default_rng(0).normal(size=50)
+    assert paired_bootstrap(np.mean, samples, seed=1) == paired_bootstrap(np.mean, samples, seed=1)
+    assert paired_bootstrap(np.mean, samples, seed=1) != paired_bootstrap(np.mean, samples, seed=2)
+
+
+def test_a_bootstrap_interval_of_a_mean_is_that_of_the_normal_theory() -> None:
+    samples = np.random.default_rng(0).normal(10, 2, size=400)
+    estimate = paired_bootstrap(lambda a: float(a.mean()), samples)
+    half = 1.96 * samples.std() / 20
+    assert estimate.value == pytest.approx(samples.mean())
+    assert estimate.interval == pytest.approx((samples.mean() - half, samples.mean() + half), abs=0.02)
+
+
+def test_about_95_of_100_bootstrap_intervals_hold_the_truth() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        samples = generator.normal(size=60)
+        low, high = paired_bootstrap(lambda a: float(a.mean()), samples, seed=seed, resamples=300).interval
+        held += low <= 0 <= high
+    assert 0.90 <= held / 200 <= 0.98
+
+
+def test_pairing_removes_what_both_sides_share() -> None:
+    generator = np.random.default_rng(0)
+    shared = generator.normal(0, 10, size=300)
+    first, second = shared + 1, shared + generator.normal(0, 0.1, size=300)
+    low, high = difference_of_means(first, second).interval
+    assert 0.9 < low < 1 < high < 1.1
+
+
+def test_a_ratio_of_medians_is_the_known_one() -> None:
+    estimate = ratio_of_medians(np.array([4.0, 6.0, 5.0] * 10), np.array([2.0, 3.0, 2.5] * 10))
+    assert estimate.value == 2
+    assert 1.5 < estimate.low <= 2 <= estimate.high < 2.5
+
+
+def test_no_difference_has_an_interval_of_no_width() -> None:
+    same = np.array([1.0, 0.0, 1.0])
+    assert difference_of_means(same, same) == Estimate(0.0, 0.0, 0.0)
+
+
+def test_draws_without_a_value_are_left_out_of_the_interval() -> None:
+    estimate = paired_bootstrap(lambda a: float("nan") if a.max() == 0 else float(a.max()), np.array([0.0, 1.0]))
+    assert estimate == Estimate(1.0, 1.0, 1.0)
+
+
+def test_a_statistic_that_never_has_a_value_has_no_interval() -> None:
+    assert np.isnan(paired_bootstrap(lambda _: float("nan"), np.ones(3)).interval).all()
+
+
+@pytest.mark.parametrize("samples", [(), (np.array([]),), (np.ones(2), np.ones(3))])
+def test_samples_that_can_not_be_paired_are_refused(
+    samples: tuple[np.ndarray[tuple[int], np.dtype[np.float64]]],
+) -> None:
+    with pytest.raises(ValueError, match="one length"):
+        paired_bootstrap(lambda *_: 0.0, *samples)
+
+
+@pytest.mark.parametrize(("quantile", "count"), [(0.5, 100), (0.95, 400), (0.99, 1000)])
+def test_about_95_of_100_quantile_intervals_hold_the_truth(quantile: float, count: int) -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(500):
+        low, high = quantile_estimate(generator.uniform(size=count), quantile).interval
+        held += low <= quantile <= high
+    assert 0.93 <= held / 500 <= 0.995
+
+
+def test_a_quantile_of_few_samples_ends_at_the_extremes() -> None:
+    assert quantile_estimate(np.array([3.0, 1.0, 2.0]), 0.99).interval == (2.0, 3.0)
+    assert quantile_estimate(np.array([3.0, 1.0, 2.0]), 0.5) == Estimate(2.0, 1.0, 3.0)
+    assert quantile_estimate(np.array([7.0]), 0.5) == Estimate(7.0, 7.0, 7.0)
+
+
+def test_a_quantile_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        quantile_estimate(np.array([]), 0.5)
