@@ -36,6 +36,12 @@ def answer(body: dict[str, Any]) -> tuple[int, Any]:
     return labelled("negative" if odd and body["model"] == "large@1" else "positive")
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports go to the working directory unless --out says otherwise."""
+    monkeypatch.chdir(tmp_path)
+
+
 def invoke(*arguments: object, standard_input: str | None = None) -> Result:
     app = typer.Typer()
     app.command()(compare)
