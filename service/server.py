@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
 import os
 import signal
 import socket
 import time
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.common import Service
 from service.app import create_app
@@ -62,19 +66,82 @@ def run_process(settings: Settings, listener: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=CorkedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_ms / 1e3)),
     )
     server = Server(config)
+    tame_collector()
     host, port = listener.getsockname()[:2]
     log.info("serving", url=f"http://{host}:{port}", workers=settings.workers, process=os.getpid())
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def tame_collector() -> None:
+    """Let the garbage collector ignore what start-up made, and look at what requests leave less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+class CorkedTransport(asyncio.Transport):
+    """Writes once what is written within one turn of the event loop.
+
+    uvicorn writes an answer's head and its body separately. Two system calls, each of which wakes the client, cost more
+    than everything else that the server does for a short request.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep the bytes until the event loop's next turn."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(bytes(data))
+
+    def close(self) -> None:
+        """Close once everything is written."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """The connection is closed or about to be."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
+        """What is known about the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Let the client wait."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+
+class CorkedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol on corked transports."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin a connection."""
+        super().connection_made(CorkedTransport(transport))
 
 
 class Server(uvicorn.Server):

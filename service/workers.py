@@ -249,7 +249,7 @@ def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
     encoded: list[EncodedText] = [item.encoded for item in items]
     try:
         logits = classifier.run(encoded)
-        finite = [bool(row) for row in np.isfinite(logits).all(axis=1)]
+        finite = [bool(np.isfinite(row).all()) for row in logits]
         if all(finite):
             return _rows(logits, to_scores(logits, classifier.manifest.scores), items)
     except SuccessorError as error:
