@@ -32,8 +32,9 @@ def make_tiny_encoder(folder: Path, *, layers: int = 4, labels: tuple[str, ...] 
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=40,
-        **({} if labels is None else {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}),
     )
+    if labels is not None:
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
     model = BertModel(config) if labels is None else BertForSequenceClassification(config)
     model.save_pretrained(folder)
     backend = Tokenizer(WordPiece({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
@@ -56,12 +57,12 @@ def records(split: str, *, problem: str = "single_label", pair: bool = False) ->
     rows: list[dict[str, Any]] = []
     for index in range(ROWS[split]):
         positive = index % 2 == 0
-        words = draw.choices(WORDS[6:], k=draw.randint(3, 12)) + [draw.choice(WORDS[:3] if positive else WORDS[3:6])]
+        words = [*draw.choices(WORDS[6:], k=draw.randint(3, 12)), draw.choice(WORDS[:3] if positive else WORDS[3:6])]
         draw.shuffle(words)
         text = " ".join([*words, *str(["train", "dev", "test"].index(split))])
         label: Any = "positive" if positive else "negative"
         if problem == "multi_label":
-            label = [name for name, word in (("plot", "w1"), ("cast", "w2")) if word in words] + (["nice"] if positive else [])
+            label = [*(name for name, word in (("plot", "w1"), ("cast", "w2")) if word in words), *["nice"][:positive]]
         elif problem == "regression":
             label = float(positive) + 0.1 * (index % 3)
         row = {"text": text, "label": label}
@@ -69,21 +70,27 @@ def records(split: str, *, problem: str = "single_label", pair: bool = False) ->
     return rows
 
 
-def write_records(folder: Path, **options: Any) -> dict[str, str]:
+def write_records(folder: Path, problem: str = "single_label", *, pair: bool = False) -> dict[str, str]:
     """Write the splits as JSON lines; their names by split."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ROWS:
-        lines = [json.dumps(row) for row in records(split, **options)]
+        lines = [json.dumps(row) for row in records(split, problem=problem, pair=pair)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {split: str(folder / f"{split}.jsonl") for split in ROWS}
 
 
-def tiny_document(folder: Path, *, encoder: Path | None = None, **options: Any) -> dict[str, Any]:
+def tiny_document(
+    folder: Path, *, encoder: Path | None = None, problem: str = "single_label", pair: bool = False
+) -> dict[str, Any]:
     """A recipe's document: data and encoder in `folder`, every kind of step, and a gate that only checks parity."""
     encoder = encoder or make_tiny_encoder(folder / "encoder")
-    data: dict[str, Any] = {"source": "files", "licence": "CC0-1.0", **write_records(folder / "data", **options)}
-    data["problem"] = options.get("problem", "single_label")
-    if options.get("pair"):
+    data: dict[str, Any] = {
+        "source": "files",
+        "licence": "CC0-1.0",
+        **write_records(folder / "data", problem, pair=pair),
+    }
+    data["problem"] = problem
+    if pair:
         data["text_pair"] = "text_pair"
     training = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_steps": 5}
     return {

@@ -22,8 +22,9 @@ from model_store.store import ModelStore
 DEFAULT_STORE = Path("artifacts/store")
 
 
-def build(
+def build(  # noqa: PLR0913 - each argument is one of the command's options
     recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of one that ships: sentiment.")],
+    *,
     store: Annotated[Path, typer.Option(help="The store's folder.")] = DEFAULT_STORE,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key: --set steps.0.epochs=3")
@@ -49,6 +50,7 @@ def build(
 
 
 def demo(
+    *,
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("artifacts/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

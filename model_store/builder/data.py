@@ -59,8 +59,8 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
         FetchError: the data could not be fetched.
     """
     raw = {split: rows[: source.max_rows(split)] for split, rows in source.read(offline=offline).items()}
-    for split, rows in raw.items():
-        if not rows:
+    for split, read in raw.items():
+        if not read:
             raise DataError(f"data.{split} has no rows")
     pair = raw["train"][0].text_pair is not None
     names = {split: [_names(row, source.problem) for row in rows] for split, rows in raw.items()}

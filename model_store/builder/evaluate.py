@@ -21,7 +21,7 @@ from model_store.manifest import Artifact, LatencyMeasurement, Problem
 
 Predictions = NDArray[Any]
 
-# Float kernels round differently for other batch shapes; a scale that spans the batch moves logits by a hundred times this.
+# Float kernels round differently for other batch shapes; a scale that spans the batch moves logits far more.
 INVARIANCE_TOLERANCE = 1e-4
 _BATCH = 16
 
@@ -142,7 +142,7 @@ def tfidf_predictions(data: TaskData, split: str) -> Predictions:
         "multi_label": OneVsRestClassifier(LogisticRegression(max_iter=1000)),
         "regression": Ridge(),
     }
-    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer()
     features = vectorizer.fit_transform(texts(data.splits["train"]))
     model = models[data.problem].fit(features, targets_of(data.splits["train"]))
     return np.asarray(model.predict(vectorizer.transform(texts(data.splits[split]))))
@@ -158,22 +158,22 @@ def machine_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits) -> tuple[Artifact, Logits]:
-    """The classifier's artifact with its dev figures against `reference` `(dev rows, labels)`, and its dev logits."""
+def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits) -> Artifact:
+    """The classifier's artifact with its dev figures, against the reference's logits `(dev rows, labels)`."""
     rows = data.splits["dev"]
     items = [row.item for row in rows]
     difference = batch_difference(classifier, sample(items, 48))
     classifier.artifact = classifier.artifact.model_copy(update={"batch_invariant": difference <= INVARIANCE_TOLERANCE})
     logits = run_classifier(classifier, items)
     predictions = predictions_of(data.problem, logits)
-    artifact = classifier.artifact.model_copy(
+    classifier.artifact = classifier.artifact.model_copy(
         update={
             "max_logit_difference": largest_difference(logits, reference),
             "agreement": agreement(data.problem, predictions, predictions_of(data.problem, reference)),
             "dev_metric": metric(data.problem, predictions, targets_of(rows)),
         }
     )
-    return artifact, logits
+    return classifier.artifact
 
 
 def _correlation(first: Predictions, second: Predictions) -> float:

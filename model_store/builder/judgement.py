@@ -62,16 +62,23 @@ def measurements_of(plan: Plan, predecessor: Chain, successor: Chain, tested: Re
     }
 
 
-def report_of(
-    plan: Plan, results: Sequence[Result], old: Sequence[Artifact], new: Sequence[Artifact], tested: Result
-) -> dict[str, Any]:
+def report_of(plan: Plan, predecessor: Chain, successor: Chain, tested: Result) -> dict[str, Any]:
     """The report's content, all of it JSON."""
     files = [
         artifact.model_dump(mode="json") | {"model": model, "p50_ms": artifact.latency[0].p50_ms}
-        for model, artifacts in (("predecessor", old), ("successor", new))
-        for artifact in artifacts
+        for model, chain in (("predecessor", predecessor), ("successor", successor))
+        for artifact in read_artifacts(chain.folder)
     ]
-    candidates = next((r.figures["candidates"] for r in results if "candidates" in r.figures), [])
+    own = {result.key for result in predecessor.results}
+    steps: list[dict[str, Any]] = [
+        {"model": model, "operator": result.operator, "seconds": result.seconds, "figures": result.figures}
+        for model, results in (
+            ("predecessor", predecessor.results),
+            ("successor", [result for result in successor.results if result.key not in own]),
+        )
+        for result in results
+    ]
+    candidates: list[Any] = next((s["figures"]["candidates"] for s in steps if "candidates" in s["figures"]), [])
     return {
         "name": plan.recipe.name,
         "predecessor_name": plan.recipe.predecessor_name,
@@ -79,11 +86,7 @@ def report_of(
         "quality": tested.figures,
         "files": files,
         "candidates": candidates,
-        "steps": [
-            {"operator": result.operator, "seconds": result.seconds, "figures": result.figures}
-            for result in results
-            if result is not tested
-        ],
+        "steps": steps,
         "provider": PROVIDERS["cpu"],
         "machine": machine_name(),
         "recipe": plan.lineage.recipe,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -15,7 +13,7 @@ class Knobs(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_keys(cls, given: Any) -> Any:
+    def _refuse_unknown_keys(cls, given: object) -> object:
         if isinstance(given, dict):
             unknown = [str(key) for key in given if key not in cls.model_fields]
             if unknown:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from model_store.builder.errors import WeightsError
@@ -27,7 +26,7 @@ class ReplaceableLayers(nn.Module):
         super().__init__()
         self.predecessor = predecessor
         self.successor = nn.ModuleList(copy.deepcopy(predecessor[index]) for index in range(count))
-        self.successor.requires_grad_(True)  # noqa: FBT003
+        self.successor.requires_grad_(requires_grad=True)
         self.gates = [True] * count
 
     def route(self) -> list[nn.Module]:
@@ -82,13 +81,3 @@ def _place_of(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
             " its layers can't be replaced"
         )
     return found[0]  # type: ignore[return-value]  # a ReplaceableLayers is only ever replaced, never read as a list
-
-
-def parameter_count(model: nn.Module) -> int:
-    """How many numbers a model has."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def is_finite(model: nn.Module) -> bool:
-    """Whether every parameter is a finite number."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

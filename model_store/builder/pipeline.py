@@ -12,13 +12,14 @@ from typing import Any
 from model_store.builder.data import TaskData, load_data
 from model_store.builder.errors import BuildExtraError, RecipeError
 from model_store.builder.progress import Progress
+from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
 from model_store.builder.runner import Result, Runner, exclusive, key_of
 from model_store.builder.step import StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
-from model_store.manifest import Artifact, Check, InputContract, Lineage, ModelId, ScoreContract
-from model_store.store import Draft, ModelStore
+from model_store.manifest import Check, InputContract, Lineage, ModelId, ScoreContract
+from model_store.store import ModelStore
 
 EXTRA_MODULES = ("torch", "transformers", "optimum", "onnx", "accelerate", "sklearn", "matplotlib")
 PACKAGES = ("numpy", "onnx", "onnxruntime", "optimum", "scikit-learn", "tokenizers", "torch", "transformers")
@@ -177,87 +178,24 @@ def check_installation() -> None:
 
 
 def _judge_and_publish(plan: Plan, runner: Runner, store: ModelStore, predecessor: Chain, successor: Chain) -> Build:
-    from model_store.builder.artifacts import read_artifacts
     from model_store.builder.gate import check_all, enforce
     from model_store.builder.judgement import evaluate_on_test, measurements_of, report_of
     from model_store.builder.report import write_report
 
-    recipe = plan.recipe
     tested = evaluate_on_test(plan, runner, predecessor, successor)
-    results = list({result.key: result for result in (*predecessor.results, *successor.results, tested)}.values())
-    old, new = read_artifacts(predecessor.folder), read_artifacts(successor.folder)
     measurements = measurements_of(plan, predecessor, successor, tested)
-    checks = check_all(recipe.gate, measurements)
-    folder = runner.work / "reports" / f"{recipe.name}-{tested.key[:16]}"
+    checks = check_all(plan.recipe.gate, measurements)
+    folder = runner.work / "reports" / f"{plan.recipe.name}-{tested.key[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    files = write_report(folder, report_of(plan, results, old, new, tested), checks)
+    files = write_report(folder, report_of(plan, predecessor, successor, tested), checks)
     enforce(checks, folder)
-    old_id = _publish_predecessor(plan, store, predecessor, old, measurements, checks, files)
-    lineage = plan.lineage.model_copy(update={"predecessor": str(old_id), "predecessor_sha256": old[0].sha256})
-    draft = _draft(plan, recipe.name, new, lineage, measurements, checks)
-    new_id = store.publish(draft, _files(successor.folder, new) | files, (recipe.alias,))
+    publication = Publication(plan, store, measurements, checks, files)
+    old = publication.predecessor(predecessor.folder)
+    new = publication.successor(successor.folder, old)
     seconds: dict[str, float] = {}
-    for result in results:
+    for result in {result.key: result for result in (*predecessor.results, *successor.results, tested)}.values():
         seconds[result.operator] = seconds.get(result.operator, 0.0) + result.seconds
-    return Build(old_id, new_id, measurements, checks, seconds, folder / "report.json", plan.data)
-
-
-def _publish_predecessor(
-    plan: Plan,
-    store: ModelStore,
-    predecessor: Chain,
-    artifacts: tuple[Artifact, ...],
-    measurements: dict[str, float],
-    checks: tuple[Check, ...],
-    files: dict[str, Path],
-) -> ModelId:
-    """Publish the predecessor, unless its newest version holds the very same file: a resumed build adds no copy."""
-    recipe = plan.recipe
-    versions = store.versions(recipe.predecessor_name)
-    if versions:
-        newest = ModelId(name=recipe.predecessor_name, version=versions[-1])
-        if store.manifest(newest).artifacts[0].sha256 == artifacts[0].sha256:
-            store.promote(newest, recipe.alias)
-            return newest
-    own = {name: value for name, value in measurements.items() if name in _PREDECESSOR_FIGURES}
-    passed = tuple(check for check in checks if check.name in _PREDECESSOR_FIGURES)
-    draft = _draft(plan, recipe.predecessor_name, artifacts, plan.lineage, own, passed)
-    return store.publish(draft, _files(predecessor.folder, artifacts) | files, (recipe.alias,))
-
-
-_PREDECESSOR_FIGURES = (
-    "predecessor",
-    "tfidf",
-    "predecessor_margin",
-    "predecessor_parity",
-    "predecessor_bytes",
-    "test_rows",
-)
-
-
-def _draft(
-    plan: Plan,
-    name: str,
-    artifacts: tuple[Artifact, ...],
-    lineage: Lineage,
-    measurements: dict[str, float],
-    checks: tuple[Check, ...],
-) -> Draft:
-    return Draft(
-        name=name,
-        scores=plan.scores,
-        inputs=plan.inputs,
-        artifacts=artifacts,
-        lineage=lineage,
-        measurements=measurements,
-        gate=checks,
-    )
-
-
-def _files(folder: Path, artifacts: tuple[Artifact, ...]) -> dict[str, Path]:
-    from model_store.manifest import TOKENIZER_FILE
-
-    return {name: folder / name for name in (TOKENIZER_FILE, *(artifact.file for artifact in artifacts))}
+    return Build(old, new, measurements, checks, seconds, folder / "report.json", plan.data)
 
 
 def _package_versions() -> dict[str, str]:

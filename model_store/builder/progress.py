@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -29,14 +29,9 @@ class Progress(Protocol):
         """Say one line."""
         ...
 
-    def meter(self, title: str, total: int) -> _MeterContext:
+    def meter(self, title: str, total: int) -> AbstractContextManager[Meter]:
         """A bar of `total` units for one step."""
         ...
-
-
-class _MeterContext(Protocol):
-    def __enter__(self) -> Meter: ...
-    def __exit__(self, *error: object) -> bool | None: ...
 
 
 class _BarMeter:

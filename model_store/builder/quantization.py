@@ -1,9 +1,9 @@
 """int8 candidates of a float32 ONNX file: made, measured as the server runs them, and the best one kept.
 
 Weights are safe on processors without VNNI by construction. There, u8×s8 products are summed in pairs in 16 bits,
-saturating: 2·255·127 overflows, 2·255·64 does not. So signed weights have a reduced range, which `largest_signed_weight`
-verifies in the file itself; unsigned weights take a kernel that does not saturate. No processor at hand has to be one of
-those that would go wrong.
+saturating: 2·255·127 overflows, 2·255·64 does not. So signed weights have a reduced range, which
+`largest_signed_weight` verifies in the file itself; unsigned weights take a kernel that does not saturate. The proof
+holds on any processor, whichever kind the build runs on.
 
 Sources: Jacob et al., "Quantization and Training of Neural Networks" (2018); onnxruntime issues 6004 and 14642.
 """
@@ -27,6 +27,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from model_store.builder.artifacts import (
     FP32_FILE,
@@ -67,19 +68,14 @@ def quantize(parameters: Parameters, parent: Path, output: Path, context: StepCo
     Raises:
         QuantizeError: none is good enough; the message has each one's reason.
     """
-    reference = read_artifacts(parent)[0]
     for file in (FP32_FILE, TOKENIZER_FILE):
         shutil.copyfile(parent / file, output / file)
+    exact = open_candidate(parent, read_artifacts(parent)[0], context)
     with tempfile.TemporaryDirectory(dir=context.scratch) as name:
         aside = Path(name)
         shutil.copyfile(parent / TOKENIZER_FILE, aside / TOKENIZER_FILE)
-        texts = sample([row.item for row in context.data.splits["train"]], parameters.calibration_rows)
-        with context.progress.meter("quantize", len(parameters.candidates)) as meter:
-            made = []
-            for done, candidate in enumerate(parameters.candidates, 1):
-                made.append(_make(candidate, parameters, parent, aside, texts, context))
-                meter.advance(done, candidate)
-        artifacts = _measure(reference, made, parent, aside, parameters, context)
+        workshop = _Workshop(parameters, exact, parent / FP32_FILE, aside, context)
+        artifacts = workshop.measure([workshop.make(candidate) for candidate in parameters.candidates])
         verdicts = [_judge(parameters, artifacts[0], artifact, aside) for artifact in artifacts[1:]]
         chosen = choose(verdicts, parameters.near)
         if chosen is None:
@@ -148,55 +144,54 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # the base cla
         return {name: np.asarray([columns[name]], dtype=np.int64) for name in self._inputs}
 
 
-def _make(
-    candidate: Candidate,
-    parameters: Parameters,
-    parent: Path,
-    folder: Path,
-    texts: Sequence[TextItem],
-    context: StepContext,
-) -> Artifact:
-    target = folder / f"{candidate}.onnx"
-    operators = ["MatMul", "Gemm"] + (["Gather"] if parameters.embeddings else [])
-    signed = "u8s8" in candidate
-    common: dict[str, Any] = {
-        "weight_type": QuantType.QInt8 if signed else QuantType.QUInt8,
-        "per_channel": signed,
-        "reduce_range": signed,
-        "op_types_to_quantize": operators,
-    }
-    if candidate.startswith("dynamic"):
-        quantize_dynamic(parent / FP32_FILE, target, extra_options={"MatMulConstBOnly": True}, **common)
-    else:
-        classifier = open_candidate(parent, read_artifacts(parent)[0], context)
-        quantize_static(
-            parent / FP32_FILE,
-            target,
-            _Calibration(parent / FP32_FILE, classifier, texts),
-            quant_format=QuantFormat.QDQ if "qdq" in candidate else QuantFormat.QOperator,
-            activation_type=QuantType.QUInt8,
-            extra_options={"MatMulConstBOnly": "const" in candidate},
-            **common,
-        )
-    return new_artifact(folder, target.name, "int8", candidate)
+class _Workshop:
+    """Makes and measures the candidates of one float32 file in a folder aside."""
 
+    def __init__(
+        self, parameters: Parameters, exact: OnnxClassifier, model: Path, aside: Path, context: StepContext
+    ) -> None:
+        self._parameters, self._exact, self._aside, self._context = parameters, exact, aside, context
+        self._prepared = aside / "prepared.onnx"
+        # Symbolic shapes fail on exported models of several architectures, and nothing below needs them.
+        quant_pre_process(str(model), str(self._prepared), skip_symbolic_shape=True)
 
-def _measure(
-    reference: Artifact,
-    made: Sequence[Artifact],
-    parent: Path,
-    aside: Path,
-    parameters: Parameters,
-    context: StepContext,
-) -> list[Artifact]:
-    """The float32 file and every candidate with their dev figures and times, taken in turns."""
-    exact = open_candidate(parent, reference, context)
-    dev = [row.item for row in context.data.splits["dev"]]
-    logits = run_classifier(exact, dev)
-    candidates = [open_candidate(aside, artifact, context) for artifact in made]
-    figures = [reference, *(measured(classifier, context.data, logits)[0] for classifier in candidates)]
-    times = time_alone([exact, *candidates], sample(dev, parameters.timing_texts))
-    return [artifact.model_copy(update={"latency": (time,)}) for artifact, time in zip(figures, times, strict=True)]
+    def make(self, candidate: Candidate) -> Artifact:
+        """Write one candidate."""
+        target = self._aside / f"{candidate}.onnx"
+        signed = "u8s8" in candidate
+        common: dict[str, Any] = {
+            "weight_type": QuantType.QInt8 if signed else QuantType.QUInt8,
+            "per_channel": signed,
+            "reduce_range": signed,
+            "op_types_to_quantize": ["MatMul", "Gemm"] + (["Gather"] if self._parameters.embeddings else []),
+        }
+        if candidate.startswith("dynamic"):
+            quantize_dynamic(self._prepared, target, extra_options={"MatMulConstBOnly": True}, **common)
+        else:
+            texts = [row.item for row in self._context.data.splits["train"]]
+            quantize_static(
+                self._prepared,
+                target,
+                _Calibration(self._prepared, self._exact, sample(texts, self._parameters.calibration_rows)),
+                quant_format=QuantFormat.QDQ if "qdq" in candidate else QuantFormat.QOperator,
+                activation_type=QuantType.QUInt8,
+                extra_options={"MatMulConstBOnly": "const" in candidate},
+                **common,
+            )
+        return new_artifact(self._aside, target.name, "int8", candidate)
+
+    def measure(self, made: Sequence[Artifact]) -> list[Artifact]:
+        """The float32 file and every candidate with their dev figures and times, taken in turns."""
+        dev = [row.item for row in self._context.data.splits["dev"]]
+        logits = run_classifier(self._exact, dev)
+        candidates = [open_candidate(self._aside, artifact, self._context) for artifact in made]
+        figures = [self._exact.artifact]
+        with self._context.progress.meter("quantize", len(candidates)) as meter:
+            for done, classifier in enumerate(candidates, 1):
+                figures.append(measured(classifier, self._context.data, logits))
+                meter.advance(done, classifier.artifact.method)
+        times = time_alone([self._exact, *candidates], sample(dev, self._parameters.timing_texts))
+        return [artifact.model_copy(update={"latency": (time,)}) for artifact, time in zip(figures, times, strict=True)]
 
 
 def _judge(parameters: Parameters, reference: Artifact, artifact: Artifact, folder: Path) -> Verdict:

@@ -109,12 +109,8 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         _table(["check", "value", "bound", "passed"], [_check(entry) for entry in report["gate"]]),
     ]
-    lines += [
-        "",
-        "## Steps",
-        "",
-        _table(["step", "seconds"], [[s["operator"], f"{s['seconds']:.1f}"] for s in report["steps"]]),
-    ]
+    steps = [[step["model"], step["operator"], f"{step['seconds']:.1f}"] for step in report["steps"]]
+    lines += ["", "## Steps", "", _table(["model", "step", "seconds"], steps)]
     lines += ["", f"Measured on {report['machine']}. ![quality](quality.png) ![training](training.png)", ""]
     return "\n".join(lines)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model_store.builder.errors import WorkFolderError
 from model_store.builder.progress import Progress
@@ -43,7 +42,7 @@ class Runner:
         return self.work / "steps" / f"{operator}-{key[:16]}"
 
     def run(self, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> Result:
-        """The kept result of `key`, or that of `work(output, scratch)`; `scratch` survives a kill, `output` does not."""
+        """The kept result of `key`, or that of `work(output, scratch)`; of the two, `scratch` survives a kill."""
         folder = self.folder(operator, key)
         if not folder.is_dir():
             partial = self.work / "partial" / folder.name
@@ -66,7 +65,7 @@ class Runner:
         return Result(key, folder, operator, record["seconds"], record["figures"])
 
 
-def key_of(*parts: Any) -> str:
+def key_of(*parts: object) -> str:
     """A hash of JSON-able parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

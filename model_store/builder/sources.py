@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -240,10 +240,10 @@ def _json_lines(content: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]
         yield number, record
 
 
-def _table(delimiter: str) -> Any:
+def _table(delimiter: str) -> Callable[[str, str], Iterator[tuple[int, dict[str, Any]]]]:
     def read(content: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         # Quotes are plain characters in TSV, as most published data sets have them.
-        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
         try:
             for record in reader:

@@ -72,7 +72,7 @@ class StepParameters(Knobs):
             )
         return replace(before, kind=self.gives)
 
-    def check_rows(self, train_rows: int) -> None:  # noqa: B027
+    def check_rows(self, train_rows: int) -> None:
         """Refuse what can't work with so many rows of training data.
 
         Raises:

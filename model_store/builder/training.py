@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -83,9 +84,9 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
     save_tokenizer(parent, output)
     encoder = TextEncoder(output / TOKENIZER_FILE, context.inputs)
     student = method.build_student(load_classifier(parent, context))
-    student.requires_grad_(False)
+    student.requires_grad_(requires_grad=False)
     for parameter in method.trainable(student):
-        parameter.requires_grad_(True)
+        parameter.requires_grad = True
     total = parameters.total_steps(len(context.data.splits["train"]))
     with context.progress.meter(parameters.operator, total) as meter:
         trainer = _StepTrainer(method, parameters, student, encoder, context, meter)
@@ -94,13 +95,15 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
             context.progress.note(
                 f"{parameters.operator}: going on from step {last.name.rpartition('-')[2]} of {total}"
             )
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with warnings.catch_warnings():
+            # Two checkpoints within a second: the trainer then orders them by their numbers, which is right.
+            warnings.filterwarnings("ignore", message="mtime may not be reliable")
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if parameters.best_on_dev:
         trainer.load_best()
     kept = method.finish(student).eval()
     kept.save_pretrained(output)
-    evaluations = [entry for entry in trainer.state.log_history if "eval_metric" in entry]
-    return {"history": trainer.state.log_history, "dev": [entry["eval_metric"] for entry in evaluations]}
+    return {"history": trainer.state.log_history, "dev": _dev_scores(trainer.state)}
 
 
 def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
@@ -179,7 +182,7 @@ class LengthGroupedOrder(torch.utils.data.Sampler[int]):
 class _StepTrainer(Trainer):
     """Hugging Face's trainer with a method's hooks; its logs go to the meter, its checkpoints to the scratch folder."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self,
         method: Method,
         parameters: TrainingParameters,
@@ -188,7 +191,7 @@ class _StepTrainer(Trainer):
         context: StepContext,
         meter: Meter,
     ) -> None:
-        self._method = method
+        self._method, self._student = method, student
         self._problem = context.data.problem
         self._best = context.scratch / "best.safetensors"
         encoded = {split: [_example(encoder, row) for row in context.data.splits[split]] for split in ("train", "dev")}
@@ -199,14 +202,15 @@ class _StepTrainer(Trainer):
             model=student,
             args=_arguments(parameters, context),
             data_collator=_Collator(student, context.data.problem),
-            train_dataset=encoded["train"],  # type: ignore[arg-type]  # any sequence will do
-            eval_dataset=sorted(encoded["dev"], key=lambda example: len(example[0])),  # type: ignore[arg-type]
+            train_dataset=encoded["train"],
+            eval_dataset=sorted(encoded["dev"], key=lambda example: len(example[0])),
             compute_metrics=self._score,
             callbacks=[_Hooks(method, meter, self._best if parameters.best_on_dev else None)],
         )
+        self.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever the model would do
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:  # noqa: ARG002
+    def _get_train_sampler(self, train_dataset: object = None) -> LengthGroupedOrder:  # noqa: ARG002
         return self._order
 
     def compute_loss(
@@ -215,7 +219,7 @@ class _StepTrainer(Trainer):
         inputs: Batch,
         return_outputs: bool = False,  # noqa: FBT001, FBT002  # the base class's signature
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
-    ) -> Any:
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The method's loss, with the outputs where evaluation asks for them."""
         outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
         loss = self._method.loss(outputs, inputs, self._problem)
@@ -236,7 +240,7 @@ class _StepTrainer(Trainer):
         """Put the weights of the best epoch back into the student."""
         from safetensors.torch import load_model
 
-        load_model(self.model, str(self._best))
+        load_model(self._student, str(self._best))
 
     def _score(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions = predictions_of(self._problem, np.asarray(prediction.predictions))
@@ -250,31 +254,44 @@ class _Hooks(TrainerCallback):
         self._method, self._meter, self._best = method, meter, best
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:  # noqa: ARG002
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ANN401, ARG002
+    ) -> None:
         self._method.before_step(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
-        dev = next((entry["eval_metric"] for entry in reversed(state.log_history) if "eval_metric" in entry), None)
-        self._meter.advance(state.global_step, "" if dev is None else f"dev {dev:.3f}")
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ANN401, ARG002
+    ) -> None:
+        scores = _dev_scores(state)
+        self._meter.advance(state.global_step, f"dev {scores[-1]:.3f}" if scores else "")
 
     def on_evaluate(
         self,
         args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
-        model: PreTrainedModel,
-        **kwargs: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         if self._best is None:
             return
-        scores = [entry["eval_metric"] for entry in state.log_history if "eval_metric" in entry]
+        scores = _dev_scores(state)
         if scores[-1] > max(scores[:-1], default=-math.inf):
             from safetensors.torch import save_model
 
             aside = self._best.with_suffix(".partial")
-            save_model(model, str(aside))
+            save_model(kwargs["model"], str(aside))
             aside.replace(self._best)
+
+
+def _dev_scores(state: TrainerState) -> list[float]:
+    return [entry["eval_metric"] for entry in state.log_history if "eval_metric" in entry]
 
 
 class _Collator:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
@@ -79,10 +79,10 @@ class HubWeights(Knobs):
         return f"hub model {self.hub} at {self.revision}"
 
 
-def _which(given: Any) -> str | None:
+def _which(given: object) -> str | None:
     if isinstance(given, dict):
         return next((key for key in ("package", "path", "hub") if key in given), None)
-    kinds = {PackageWeights: "package", LocalWeights: "path", HubWeights: "hub"}
+    kinds: dict[type, str] = {PackageWeights: "package", LocalWeights: "path", HubWeights: "hub"}
     return kinds.get(type(given))
 
 

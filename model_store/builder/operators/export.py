@@ -17,7 +17,7 @@ class Parameters(StepParameters):
     gives: ClassVar[Kind] = "onnx"
 
     operator: Literal["export"]
-    opset: int = Field(default=17, ge=14, le=20)
+    opset: int = Field(default=18, ge=14, le=20)
 
 
 def apply(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:

@@ -1,4 +1,4 @@
-"""Make int8 candidates of a float32 ONNX file, measure each as the server runs it, keep the best that is good enough."""
+"""Make int8 candidates of a float32 ONNX file, measure each as the server runs it, keep the best good one."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Parameters(TrainingParameters):
         return (0.6 if self.replacing_share is None else self.replacing_share) * total
 
     def rate(self, step: int, total: int) -> float:
-        """p at a step, 0-based, of `total`."""
+        """P at a step, 0-based, of `total`."""
         end = self.phase_two(total)
         if step >= end:
             return 1.0
@@ -116,12 +116,12 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
         rate = 0.0
 
         def build_student(self, parent: PreTrainedModel) -> PreTrainedModel:
-            parent.requires_grad_(False)
+            parent.requires_grad_(requires_grad=False)
             self.routed = ReplaceableLayers(stack_of(parent), parameters.layers)
             set_layers(parent, self.routed)
             return parent
 
-        def trainable(self, student: PreTrainedModel) -> list[torch.nn.Parameter]:
+        def trainable(self, student: PreTrainedModel) -> list[torch.nn.Parameter]:  # noqa: ARG002
             return list(self.routed.successor.parameters())
 
         def before_step(self, step: int, total: int) -> None:

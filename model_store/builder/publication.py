@@ -1,0 +1,78 @@
+"""What passed the gate, into the store: the predecessor's float32 file, then the successor with all of its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_store.builder.artifacts import read_artifacts
+from model_store.manifest import TOKENIZER_FILE, Check, Lineage, ModelId
+from model_store.store import Draft, ModelStore
+
+if TYPE_CHECKING:
+    from model_store.builder.pipeline import Plan
+
+_OF_THE_PREDECESSOR = {
+    "predecessor",
+    "tfidf",
+    "predecessor_margin",
+    "predecessor_parity",
+    "predecessor_bytes",
+    "test_rows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What both versions share."""
+
+    plan: Plan
+    store: ModelStore
+    measurements: dict[str, float]
+    checks: tuple[Check, ...]
+    report: dict[str, Path]
+
+    def predecessor(self, folder: Path) -> ModelId:
+        """Publish the predecessor, unless its newest version holds the very same file: building again adds no copy.
+
+        Raises:
+            StoreError: the store could not be written.
+        """
+        recipe, (artifact, *_) = self.plan.recipe, read_artifacts(folder)
+        versions = self.store.versions(recipe.predecessor_name)
+        if versions:
+            newest = ModelId(name=recipe.predecessor_name, version=versions[-1])
+            if self.store.manifest(newest).artifacts[0].sha256 == artifact.sha256:
+                self.store.promote(newest, recipe.alias)
+                return newest
+        measurements = {name: value for name, value in self.measurements.items() if name in _OF_THE_PREDECESSOR}
+        checks = tuple(check for check in self.checks if check.name in _OF_THE_PREDECESSOR)
+        return self._publish(recipe.predecessor_name, folder, self.plan.lineage, measurements, checks)
+
+    def successor(self, folder: Path, predecessor: ModelId) -> ModelId:
+        """Publish the successor, with the predecessor in its lineage.
+
+        Raises:
+            StoreError: the store could not be written.
+        """
+        digest = self.store.manifest(predecessor).artifacts[0].sha256
+        origin = {"predecessor": str(predecessor), "predecessor_sha256": digest}
+        lineage = self.plan.lineage.model_copy(update=origin)
+        return self._publish(self.plan.recipe.name, folder, lineage, self.measurements, self.checks)
+
+    def _publish(
+        self, name: str, folder: Path, lineage: Lineage, measurements: dict[str, float], checks: tuple[Check, ...]
+    ) -> ModelId:
+        artifacts = read_artifacts(folder)
+        draft = Draft(
+            name=name,
+            scores=self.plan.scores,
+            inputs=self.plan.inputs,
+            artifacts=artifacts,
+            lineage=lineage,
+            measurements=measurements,
+            gate=checks,
+        )
+        files = {file: folder / file for file in (TOKENIZER_FILE, *(artifact.file for artifact in artifacts))}
+        return self.store.publish(draft, files | self.report, (self.plan.recipe.alias,))
