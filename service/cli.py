@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from model_store.errors import SuccessorError
 from service.cli_models import models
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 COMMAND_GROUP = "successor.commands"
 COMPARE = EntryPoint("compare", "service.comparison.cli:compare", COMMAND_GROUP)
@@ -35,18 +38,25 @@ def serve(
 
     Options override the environment (SUCCESSOR_…), which overrides the file.
     """
-    from service.settings import PREFIX, load_settings
-
-    in_environment = {variable.upper() for variable in os.environ}
-    from_file = {
-        key: value for key, value in read_config(config).items() if (PREFIX + key).upper() not in in_environment
-    }
-    options = {"store_dir": store, "host": host, "port": port, "processes": processes}
-    settings = load_settings(**from_file | {key: value for key, value in options.items() if value is not None})
+    settings = settings_for(config, {"store_dir": store, "host": host, "port": port, "processes": processes})
 
     from service.server import serve as serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(settings))
+
+
+def settings_for(config: Path | None, options: Mapping[str, object]) -> Settings:
+    """The settings of the options that are not None, then of the environment, then of the file `config`.
+
+    Raises:
+        ConfigFileError: the file can't be read.
+        InvalidSettingsError: a setting is unknown or has a value that it can't have.
+    """
+    from service.settings import PREFIX, load_settings
+
+    environment = {variable.upper() for variable in os.environ}
+    of_file = {key: value for key, value in read_config(config).items() if (PREFIX + key).upper() not in environment}
+    return load_settings(**of_file | {key: value for key, value in options.items() if value is not None})
 
 
 def read_config(file: Path | None) -> dict[str, Any]:
@@ -95,11 +105,11 @@ def command_line(arguments: Sequence[str], plugins: Sequence[EntryPoint]) -> typ
     return app
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, plugins: Sequence[EntryPoint] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failed (one line on stderr says why), 2 bad usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app = command_line(arguments, [COMPARE, *entry_points(group=COMMAND_GROUP)])
+        app = command_line(arguments, [COMPARE, *entry_points(group=COMMAND_GROUP)] if plugins is None else plugins)
         app(arguments, prog_name="successor")
     except SuccessorError as error:
         code, message = 1, _one_line(error)

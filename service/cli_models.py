@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,13 +136,19 @@ def _summary(store: ModelStore, model: ModelId) -> dict[str, Any]:
             "aliases": _aliases_of(store, model),
             "created": manifest.created.isoformat(timespec="seconds"),
             "files": [entry.model_dump(include={"file", "precision", "bytes"}) for entry in manifest.artifacts],
-            "metric": next(({"name": name, "value": value} for name, value in manifest.measurements.items()), None),
+            "metric": _main_metric(manifest.measurements),
             "gate": [{"name": check.name, "passed": check.passed} for check in manifest.gate],
             "error": None,
         }
     except StoreError as error:
         empty: dict[str, Any] = {"aliases": [], "created": None, "files": [], "metric": None, "gate": []}
         return {"name": model.name, "version": model.version, **empty, "error": str(error)}
+
+
+def _main_metric(measurements: Mapping[str, float]) -> dict[str, Any] | None:
+    """What the version itself scored on test: a successor's manifest has its predecessor's figure too."""
+    named = sorted(measurements, key=lambda name: ("successor", "predecessor", name).index(name))
+    return {"name": named[0], "value": measurements[named[0]]} if named else None
 
 
 _SUMMARY_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
