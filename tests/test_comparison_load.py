@@ -168,6 +168,11 @@ def test_a_url_may_have_a_prefix_an_address_of_version_6_and_the_schemes_default
     assert origin.post("/v1/classify", "é").startswith(b"POST /models/v1/classify HTTP/1.1\r\nHost: [::1]:443\r\n")
 
 
+def test_a_request_may_have_further_headers() -> None:
+    request = Origin.parse("http://host").post("/", {}, {"request-timeout-ms": "5"})
+    assert b"\r\nrequest-timeout-ms: 5\r\n" in request
+
+
 def test_an_error_that_is_not_expected_passes_through_as_it_is() -> None:
     async def broken() -> None:
         raise RuntimeError("a bug")

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import math
 import ssl
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
@@ -25,6 +25,7 @@ from service.comparison.errors import LoadError
 
 LIMIT_SECONDS = 60.0
 NO_ANSWER = 0
+END_OF_STREAM = "end of stream"
 
 Result = TypeVar("Result")
 
@@ -33,7 +34,8 @@ Result = TypeVar("Result")
 class Reply:
     """One request's answer; times are of `perf_counter`, in seconds.
 
-    `status` is `NO_ANSWER` (0) where the connection failed; `body` then says how.
+    `status` is `NO_ANSWER` (0) where the connection failed; `body` then says how. It ends with `END_OF_STREAM` where
+    the server closed the connection after it had read everything: with bytes unread it would have been reset.
     """
 
     index: int
@@ -76,13 +78,14 @@ class Origin:
         tls = parts.scheme == "https"
         return cls(url.rstrip("/"), parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
 
-    def post(self, path: str, body: object) -> bytes:
+    def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> bytes:
         """A whole POST request with a JSON body, ready to be written."""
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         host = f"[{self.host}]" if ":" in self.host else self.host
+        further = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
             f"POST {self.prefix}{path} HTTP/1.1\r\nHost: {host}:{self.port}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n"
+            f"{further}Content-Length: {len(content)}\r\n\r\n"
         )
         return head.encode("ascii") + content
 
@@ -171,7 +174,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the request that was waiting."""
         self._transport = None
-        self._fail(f"closed the connection without an answer ({exc or 'end of stream'})")
+        self._fail(f"closed the connection without an answer: {exc or END_OF_STREAM}")
 
     # the parser's callbacks
 

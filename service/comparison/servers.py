@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -60,7 +60,7 @@ class Server:
     """A server that runs, and its process where it was started here."""
 
     url: str
-    process: psutil.Process | None = None
+    process: psutil.Popen | None = None
 
     def resident_bytes(self) -> int | None:
         """Bytes of memory that the process and its children have resident; None where the process is not known."""
@@ -144,11 +144,11 @@ def running(
     with (
         _exit_on_sigterm(),
         log.open("wb") as output,
-        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
+        psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
     ):
         try:
             _wait_until_ready(process, url, log, waits.ready_seconds)
-            yield Server(url, psutil.Process(process.pid))
+            yield Server(url, process)
         finally:
             _stop(process, waits.stop_seconds)
 
@@ -160,7 +160,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
+def _wait_until_ready(process: psutil.Popen, url: str, log: Path, seconds: float) -> None:
     import httpx
 
     deadline = time.monotonic() + seconds
@@ -177,11 +177,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, sec
     raise ServerStartError(f"the server was not ready within {seconds:g} s: {_last_lines(log)}")
 
 
-def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    process.terminate()
+def _stop(process: psutil.Popen, seconds: float) -> None:
+    with suppress(psutil.NoSuchProcess):  # it has ended by itself
+        process.terminate()
     try:
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    except psutil.TimeoutExpired:
         process.kill()
         process.wait()
 

@@ -1,0 +1,115 @@
+"""`python -m tests.benchmarks [--json FILE] [--store DIR] [--quick] [--only …] [--strict]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from model_store.errors import SuccessorError
+from model_store.store import ModelStore
+from service.comparison.machine import describe_machine, usable_cores
+from tests.benchmarks import arrivals, artificial, life_cycle
+from tests.benchmarks.effort import FULL, QUICK, Effort
+from tests.benchmarks.engine import EngineAlone
+from tests.benchmarks.figures import Bar, Report, at_least
+from tests.benchmarks.queue_cost import measure_queue_cost
+from tests.benchmarks.servers import service
+from tests.benchmarks.subjects import Subject, read_texts
+from tests.benchmarks.throughput import Rates, measure_throughput
+from tests.benchmarks.wrk import generator
+
+SUCCESSOR, PREDECESSOR = "sentiment", "sentiment-predecessor"
+SECTIONS = ("throughput", "arrivals", "life-cycle", "queue")
+_SIX_LAYERS_BAR = at_least(0.95)
+_THREE_LAYERS_BAR = at_least(0.88)
+
+
+def main() -> int:
+    """Run the sections in turn, print the table, and return the exit code."""
+    arguments = _parse()
+    effort = QUICK if arguments.quick else FULL
+    report = Report(Console(soft_wrap=True))
+    machine = describe_machine()
+    report.console.print(f"{machine}\nThroughput is driven by {generator()}.", highlight=False)
+    try:
+        with tempfile.TemporaryDirectory(prefix="successor-benchmarks-") as logs:
+            _run(arguments, effort, report, Path(logs))
+    except SuccessorError as error:
+        report.console.print(f"error: {error}", highlight=False)
+        return 1
+    report.console.print(report.table())
+    if arguments.json:
+        content = {"machine": machine.model_dump(), "quick": arguments.quick, "figures": report.as_json()}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 1 if arguments.strict and report.failed else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--store", type=Path, default=Path("artifacts/demo/store"), help="where `sentiment` is")
+    parser.add_argument("--texts", type=Path, default=Path("artifacts/demo/test.jsonl"), help="real texts, if there")
+    parser.add_argument("--cache", type=Path, default=Path("artifacts/benchmarks/store"), help="artificial files")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="leave the other sections out")
+    parser.add_argument("--quick", action="store_true", help="just enough to see that it works")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure misses its bar")
+    return parser.parse_args()
+
+
+def _run(arguments: argparse.Namespace, effort: Effort, report: Report, logs: Path) -> None:
+    only: list[str] = arguments.only or list(SECTIONS)
+    cores = max(1, int(usable_cores()))
+    texts = read_texts(arguments.texts, effort.texts)
+    subjects = _subjects(arguments, texts, report)
+    for subject, _ in subjects:
+        report.console.print(subject.describe(), highlight=False)
+    if "queue" in only:
+        measure_queue_cost(effort, report)
+    rates: dict[str, Rates] = {}
+    if "throughput" in only or "arrivals" in only:
+        for number, (subject, bar) in enumerate(subjects):
+            rates[subject.label] = measure_throughput(
+                subject, effort, report, logs, cores=cores, bar=bar, plain=number == 0
+            )
+    main_subject, other = subjects[0][0], subjects[-1][0]
+    if "arrivals" in only:
+        engine = EngineAlone(main_subject, cores)
+        measured = rates[main_subject.label]
+        with service(main_subject, logs) as served:
+            arrivals.measure_arrivals(engine, served, measured, effort, report, cores=cores)
+            arrivals.measure_overload(served, measured, effort, report, label=main_subject.label)
+    if "life-cycle" in only:
+        life_cycle.measure_start(main_subject, effort, report, logs)
+        life_cycle.measure_swaps(other, main_subject, effort, report, logs)
+        life_cycle.measure_termination(main_subject, effort, report, logs)
+        life_cycle.measure_memory(other, effort, report, logs)
+
+
+def _subjects(arguments: argparse.Namespace, texts: list[str], report: Report) -> list[tuple[Subject, Bar | None]]:
+    """The files to measure with their bars: 6 layers first, 3 layers last."""
+    subjects: list[tuple[Subject, Bar | None]] = []
+    cache = ModelStore(arguments.cache)
+    if artificial.available():
+        subjects += [
+            (artificial.artificial_subject(cache, 6, "static", texts), _SIX_LAYERS_BAR),
+            (artificial.artificial_subject(cache, 6, "dynamic", texts), None),
+        ]
+    else:
+        report.skip("6 layers", "torch, transformers and onnx make the file: pip install 'successor[build]'")
+    store = ModelStore(arguments.store)
+    if SUCCESSOR in store.names():
+        subjects.append((Subject("successor of the demo", store, store.resolve(SUCCESSOR), texts), _THREE_LAYERS_BAR))
+    elif artificial.available():
+        subjects.append((artificial.artificial_subject(cache, 3, "static", texts), _THREE_LAYERS_BAR))
+    if not subjects:
+        raise SuccessorError(f"nothing to measure: run `make demo` first, or name a store that has {SUCCESSOR!r}")
+    return subjects
+
+
+if __name__ == "__main__":
+    sys.exit(main())

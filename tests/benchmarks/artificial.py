@@ -1,0 +1,159 @@
+"""Model files with random weights in the shape of MiniLM: time and memory do not depend on what weights say."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import BertWordPieceTokenizer
+
+from model_store.encoding import EncodedText, TextEncoder, TextItem
+from model_store.errors import ModelNotFoundError
+from model_store.manifest import (
+    TOKENIZER_FILE,
+    Artifact,
+    DataLineage,
+    InputContract,
+    Lineage,
+    ModelId,
+    ScoreContract,
+)
+from model_store.store import Draft, ModelStore, digest_file
+from tests.benchmarks.subjects import Subject
+
+Method = Literal["static", "dynamic"]
+
+_MODEL_FILE = "int8.onnx"
+_VOCABULARY = 30_522
+_MAX_LENGTH = 128
+_CALIBRATION_TEXTS = 32
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def available() -> bool:
+    """Whether the packages that make such files are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "onnx"))
+
+
+def artificial_subject(store: ModelStore, layers: int, method: Method, texts: list[str]) -> Subject:
+    """An int8 classifier with `layers` layers of hidden size 384; made once, then taken from the store."""
+    name = f"random-{layers}-layers-{method}"
+    try:
+        model = store.resolve(name)
+    except ModelNotFoundError:
+        model = _publish(store, name, layers, method, texts)
+    return Subject(f"{layers} layers, random, {method} int8", store, model, texts)
+
+
+def _publish(store: ModelStore, name: str, layers: int, method: Method, texts: list[str]) -> ModelId:
+    inputs = InputContract(max_length=_MAX_LENGTH)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {file: Path(folder) / file for file in (_MODEL_FILE, TOKENIZER_FILE)}
+        _write_tokenizer(files[TOKENIZER_FILE], texts)
+        encoder = TextEncoder(files[TOKENIZER_FILE], inputs)
+        _export(Path(folder) / "fp32.onnx", layers)
+        _quantize(Path(folder) / "fp32.onnx", files[_MODEL_FILE], method, [encoder.encode(TextItem(t)) for t in texts])
+        sha256, size = digest_file(files[_MODEL_FILE])
+        artifact = Artifact(
+            file=_MODEL_FILE,
+            sha256=sha256,
+            bytes=size,
+            precision="int8",
+            method=method,
+            batch_invariant=method == "static",  # `engine` compares the answers of every arrangement
+            max_logit_difference=0.0,
+            agreement=1.0,
+            dev_metric=0.0,
+        )
+        draft = Draft(
+            name=name,
+            scores=ScoreContract(problem="single_label", labels=("negative", "positive"), function="softmax"),
+            inputs=inputs,
+            artifacts=(artifact,),
+            lineage=_lineage(layers, method),
+            measurements={},
+            gate=(),
+        )
+        return store.publish(draft, files)
+
+
+def _lineage(layers: int, method: Method) -> Lineage:
+    return Lineage(
+        predecessor=None,
+        encoder="random weights",
+        encoder_sha256="0" * 64,
+        encoder_licence="none",
+        recipe={"layers": layers, "method": method},
+        data=DataLineage(source="none", licence="none", splits={}),
+        seed=0,
+        code_version="0",
+        packages={},
+    )
+
+
+def _write_tokenizer(path: Path, texts: Sequence[str]) -> None:
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(texts, vocab_size=_VOCABULARY, min_frequency=1, show_progress=False)
+    tokenizer.save(str(path))
+
+
+def _export(path: Path, layers: int) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=384,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        attn_implementation="eager",
+    )
+    model = BertForSequenceClassification(config).eval()
+    sample = tuple(torch.ones(2, 8, dtype=torch.long) for _ in _INPUTS)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns about every shape that it takes for a constant
+        torch.onnx.export(
+            model,
+            sample,
+            str(path),
+            input_names=list(_INPUTS),
+            output_names=["logits"],
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in _INPUTS} | {"logits": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def _quantize(source: Path, target: Path, method: Method, encoded: Sequence[EncodedText]) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    common: dict[str, Any] = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+        "reduce_range": True,  # sums of u8×s8 products stay exact without VNNI
+    }
+    if method == "dynamic":
+        quantize_dynamic(source, target, extra_options={"MatMulConstBOnly": True}, **common)
+        return
+    texts = iter(encoded[:_CALIBRATION_TEXTS])
+    reader = SimpleNamespace(get_next=lambda: _feeds(next(texts, None)))
+    quantize_static(
+        source, target, reader, quant_format=QuantFormat.QOperator, activation_type=QuantType.QUInt8, **common
+    )
+
+
+def _feeds(text: EncodedText | None) -> dict[str, NDArray[np.int64]] | None:
+    if text is None:
+        return None
+    rows = (text.input_ids, [1] * len(text), text.token_type_ids)
+    return {name: np.array([row], dtype=np.int64) for name, row in zip(_INPUTS, rows, strict=True)}

@@ -1,0 +1,169 @@
+"""Swaps, SIGTERM, memory and start: what a server must keep doing right while it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from model_store.classifier import to_scores
+from model_store.store import ModelStore
+from service.comparison import load
+from service.comparison.servers import Server, serving
+from tests.benchmarks.effort import Effort
+from tests.benchmarks.figures import Figure, Report, at_most
+from tests.benchmarks.servers import Target, service, service_target
+from tests.benchmarks.subjects import Subject, republish
+
+CONNECTIONS = 16
+_NAME, _ALIAS, _TOKEN = "swapped", "live", "benchmark"
+# Probabilities that differ by less are the same answer: a lone request adds up in another order.
+_SAME = 1e-3
+_CHUNKS = 10
+
+
+def measure_swaps(first: Subject, second: Subject, effort: Effort, report: Report, logs: Path) -> None:
+    """Move an alias between two different models under full load; count failed and wrong answers."""
+    with _two_versions(first, second, logs) as target:
+        expected = [_probabilities(subject, first.texts) for subject in (first, second)]
+        replies = load.run(_load_and_swap(target, effort))
+    failed = sum(reply.status != 200 for reply in replies)
+    wrong = sum(
+        not _right(reply.body, reply.index % len(first.texts), expected) for reply in replies if reply.status == 200
+    )
+    note = f"{len(replies)} answers, {effort.swaps} swaps, each loads one version and lets go of the other"
+    report.add(Figure(first.label, "swaps under load: failed answers", failed, bar=at_most(0), note=note))
+    report.add(Figure(first.label, "swaps under load: wrong answers", wrong, bar=at_most(0), note=note))
+
+
+def measure_termination(subject: Subject, effort: Effort, report: Report, logs: Path) -> None:
+    """End the server under full load; count requests that it had read and never answered, and exits other than 0."""
+    lost = bad_exits = answered = 0
+    for _ in range(effort.terminations):
+        with service(subject, logs) as target:
+            replies, code = load.run(_load_and_end(target))
+        answered += sum(reply.status != load.NO_ANSWER for reply in replies)
+        lost += sum(
+            reply.status == load.NO_ANSWER and reply.body.endswith(load.END_OF_STREAM.encode()) for reply in replies
+        )
+        bad_exits += code != 0
+    note = f"{effort.terminations} times, {answered} answers"
+    report.add(Figure(subject.label, "SIGTERM under load: read and not answered", lost, bar=at_most(0), note=note))
+    report.add(Figure(subject.label, "SIGTERM under load: exit code not 0", bad_exits, bar=at_most(0), note=note))
+
+
+def measure_memory(subject: Subject, effort: Effort, report: Report, logs: Path) -> None:
+    """Ask texts of mixed lengths with a reload after every tenth; compare resident memory at the end and early on."""
+    texts = [*subject.texts, *(" ".join(subject.texts[start : start + 6]) for start in range(0, 60, 6))]
+    resident = []
+    with _two_versions(subject, subject, logs) as target:
+        mixed = service_target(target.server, f"{_NAME}@{_ALIAS}", texts)
+        for chunk in range(_CHUNKS):
+            _promote(target.server, 1 + chunk % 2)
+            load.run(_ask(mixed, effort.soak_requests // _CHUNKS))
+            resident.append(target.server.resident_bytes() or 0)
+    early, late = float(np.mean(resident[1:4])), float(np.mean(resident[-3:]))
+    note = f"{effort.soak_requests} requests, {_CHUNKS} reloads; {early / 1e6:.0f} → {late / 1e6:.0f} MB"
+    report.add(Figure(subject.label, "growth of memory", late / early - 1, bar=at_most(0.05), note=note))
+
+
+def measure_start(subject: Subject, effort: Effort, report: Report, logs: Path) -> None:
+    """Time from the process's start to readiness."""
+    seconds = []
+    for _ in range(effort.starts):
+        start = perf_counter()
+        with service(subject, logs):
+            seconds.append(perf_counter() - start)
+    interval = (min(seconds), max(seconds))
+    report.add(Figure(subject.label, "start to ready", float(np.median(seconds)), "s", interval, at_most(2)))
+
+
+@contextmanager
+def _two_versions(first: Subject, second: Subject, logs: Path) -> Iterator[Target]:
+    """A server for an alias that may point at either of two versions; it begins with the first."""
+    store = ModelStore(logs / f"store-{perf_counter()}")
+    for subject in (first, second):
+        republish(subject.store, subject.model, store, _NAME)
+    store.promote(store.resolve(f"{_NAME}@1"), _ALIAS)
+    reference = f"{_NAME}@{_ALIAS}"
+    with serving([reference], store.root, logs / "swap.log", admin_token=_TOKEN, store_poll_ms="0") as server:
+        yield service_target(server, reference, first.texts)
+
+
+def _promote(server: Server, version: int) -> None:
+    answer = httpx.put(
+        f"{server.url}/v1/admin/models/{_NAME}/aliases/{_ALIAS}",
+        json={"version": version},
+        headers={"authorization": f"Bearer {_TOKEN}"},
+        timeout=60,
+    )
+    answer.raise_for_status()
+
+
+async def _load_and_swap(target: Target, effort: Effort) -> list[load.Reply]:
+    swapped = asyncio.Event()
+
+    def requests() -> Iterator[bytes]:
+        prepared = target.requests()
+        for number in itertools.count():
+            if swapped.is_set() and number >= effort.swap_requests:
+                return
+            yield prepared[number % len(prepared)]
+
+    async def swap() -> None:
+        for number in range(effort.swaps):
+            await asyncio.to_thread(_promote, target.server, 2 - number % 2)
+        swapped.set()
+
+    async with load.Client(target.server.url, CONNECTIONS, strict=False) as client, asyncio.TaskGroup() as group:
+        group.create_task(swap())
+        replies = group.create_task(client.closed_loop(requests()))
+    return replies.result()
+
+
+async def _load_and_end(target: Target) -> tuple[list[load.Reply], int | None]:
+    ended = asyncio.Event()
+    prepared = itertools.cycle(target.requests())
+    process = target.server.process
+    if process is None:
+        raise ValueError("the server to be ended must have been started here")
+
+    async def end() -> int | None:
+        await asyncio.sleep(0.5)  # full load by now
+        process.send_signal(signal.SIGTERM)
+        code = await asyncio.to_thread(process.wait, 30)
+        ended.set()
+        return code
+
+    async with load.Client(target.server.url, CONNECTIONS, strict=False) as client, asyncio.TaskGroup() as group:
+        code = group.create_task(end())
+        replies = group.create_task(client.closed_loop(itertools.takewhile(lambda _: not ended.is_set(), prepared)))
+    return replies.result(), code.result()
+
+
+async def _ask(target: Target, count: int) -> None:
+    async with load.Client(target.server.url, CONNECTIONS) as client:
+        await client.closed_loop(itertools.islice(itertools.cycle(target.requests()), count))
+
+
+def _probabilities(subject: Subject, texts: Sequence[str]) -> NDArray[np.float32]:
+    """`(texts, labels)`, one text at a time."""
+    classifier = subject.classifier(threads=1)
+    rows = [to_scores(classifier.run([item]), classifier.manifest.scores) for item in subject.encoded[: len(texts)]]
+    return np.concatenate(rows)
+
+
+def _right(body: bytes, text: int, expected: Sequence[NDArray[np.float32]]) -> bool:
+    """Whether an answer is that of the version that it names."""
+    answer = orjson.loads(body)
+    version = int(answer["model"].rpartition("@")[2])
+    return bool(np.allclose(answer["data"][0]["probs"], expected[version - 1][text], atol=_SAME))

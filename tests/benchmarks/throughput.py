@@ -1,0 +1,150 @@
+"""Answers a second and lone latency: engine alone, the service, and the plain endpoint, in turns within each round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from model_store.encoding import TextItem
+from model_store.statistics import ratio_of_medians
+from service.comparison import load
+from tests.benchmarks.effort import Effort
+from tests.benchmarks.engine import SAME_LOGITS, Arrangement, EngineAlone
+from tests.benchmarks.figures import Bar, Figure, Report, at_least, at_most, ratio_of_rounds
+from tests.benchmarks.servers import Target, plain_endpoint, service
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.wrk import drive
+
+PLAIN_BAR = 1.15
+LONE_BAR = 1.15
+LONE_EXTRA_MS = 0.7
+_LONE_WARM_UP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What later measurements need: texts a second of the engine alone at its best, and of the service."""
+
+    engine: float
+    service: float
+
+
+def find_best(engine: EngineAlone, effort: Effort, report: Report) -> Arrangement:
+    """Try every allowed arrangement, in two turns, and return the one with the highest rate."""
+    rates = dict.fromkeys(engine.allowed, 0.0)
+    for _ in range(2):
+        for arrangement in engine.allowed:
+            rates[arrangement] += engine.texts_a_second(arrangement, effort.screening_seconds) / 2
+    label = engine.subject.label
+    for arrangement, rate in rates.items():
+        report.add(Figure(label, "engine alone, first look", rate, "texts/s", note=str(arrangement)))
+    best = max(rates, key=lambda arrangement: rates[arrangement])
+    difference = engine.largest_difference(best, 64)
+    report.add(Figure(label, "largest difference of logits from one text at a time", difference, note=str(best)))
+    if difference <= SAME_LOGITS:
+        return best
+    report.skip(f"{label}, {best}", f"its answers differ by {difference:.2g}; one text at a time instead")
+    return max(
+        (arrangement for arrangement in rates if arrangement.batch == 1), key=lambda arrangement: rates[arrangement]
+    )
+
+
+def measure_throughput(
+    subject: Subject, effort: Effort, report: Report, logs: Path, *, cores: int, bar: Bar | None, plain: bool
+) -> Rates:
+    """Report the rates of everybody and their ratios; `bar` is the service's share of the engine's rate."""
+    engine = EngineAlone(subject, cores)
+    best = find_best(engine, effort, report)
+    with ExitStack() as stack:
+        served = stack.enter_context(service(subject, logs))
+        others = [
+            stack.enter_context(plain_endpoint(subject, threads, logs))
+            for threads in (sorted({1, cores}) if plain else ())
+        ]
+        failed = 0
+
+        def driven(target: Target, connections: int) -> float:
+            nonlocal failed
+            seen = drive(target.server.url, target.path, target.bodies, connections, effort.round_seconds)
+            failed += seen.failed
+            return seen.answers_a_second
+
+        contestants: dict[str, Callable[[], float]] = {
+            "engine": lambda: engine.texts_a_second(best, effort.round_seconds),
+            "engine with tokenisation": lambda: engine.texts_a_second(best, effort.round_seconds, tokenise=True),
+            **{f"service, {count}": lambda count=count: driven(served, count) for count in (1, 16, 64)},  # type: ignore[misc]
+            **{other.name: lambda other=other: driven(other, 16) for other in others},  # type: ignore[misc]
+        }
+        rates = _take_turns(contestants, effort.rounds)
+        _report_rates(subject, rates, best, bar, report)
+        report.add(Figure(subject.label, "failed requests", failed, bar=at_most(0)))
+        load.run(_measure_lone_latency(engine, served, effort, report))
+    return Rates(float(np.mean(rates["engine"])), float(np.mean(rates["service, 16"])))
+
+
+def _take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Let each one run once a round, in an order that turns around, after one round that is not kept."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-1, rounds):
+        names = list(contestants) if number % 2 == 0 else list(reversed(contestants))
+        for name in names:
+            rate = contestants[name]()
+            if number >= 0:
+                rates[name].append(rate)
+    return rates
+
+
+def _report_rates(
+    subject: Subject, rates: dict[str, list[float]], best: Arrangement, bar: Bar | None, report: Report
+) -> None:
+    for name, values in rates.items():
+        unit, note = "texts/s", str(best) if name.startswith("engine") else ""
+        report.add(Figure(subject.label, name, float(np.mean(values)), unit, (min(values), max(values)), note=note))
+    for connections in (16, 64):
+        service_rates = rates[f"service, {connections}"]
+        for against, limit in (("engine", bar), ("engine with tokenisation", None)):
+            ratio = ratio_of_rounds(service_rates, rates[against])
+            name = f"service at {connections} connections ÷ {against}"
+            report.add(Figure(subject.label, name, ratio.value, interval=ratio.interval, bar=limit))
+    plain = {name: values for name, values in rates.items() if name.startswith("plain")}
+    if plain:
+        better = max(plain, key=lambda name: float(np.mean(plain[name])))
+        ratio = ratio_of_rounds(rates["service, 16"], plain[better])
+        name = f"service at 16 connections ÷ {better}"
+        report.add(Figure(subject.label, name, ratio.value, interval=ratio.interval, bar=at_least(PLAIN_BAR)))
+
+
+async def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, report: Report) -> None:
+    """Median of a lone request over HTTP against the fastest single call in this process, text by text in turns."""
+    subject = engine.subject
+    requests = served.requests()
+    columns: dict[str, list[float]] = {"service": [], "tokenised": []}
+    columns |= {f"{threads} threads": [] for threads in engine.classifiers}
+    async with load.Client(served.server.url, 1) as client:
+        for turn in range(-_LONE_WARM_UP, effort.lone_pairs):
+            index = turn % len(requests)
+            reply = await client.ask(requests[index])
+            taken = {"service": reply.latency}
+            for threads, classifier in engine.classifiers.items():
+                start = perf_counter()
+                classifier.run([subject.encoded[index]])
+                taken[f"{threads} threads"] = perf_counter() - start
+            start = perf_counter()
+            engine.classifiers[max(engine.classifiers)].encode(TextItem(subject.texts[index]))
+            taken["tokenised"] = perf_counter() - start
+            if turn >= 0:
+                for name, seconds in taken.items():
+                    columns[name].append(1000 * seconds)
+    times = {name: np.array(values) for name, values in columns.items()}
+    alone = min((name for name in times if name.endswith("threads")), key=lambda name: float(np.median(times[name])))
+    for name in ("service", alone, "tokenised"):
+        report.add(Figure(subject.label, f"lone latency, p50, {name}", float(np.median(times[name])), "ms"))
+    ratio = ratio_of_medians(times["service"], times[alone])
+    bound = max(LONE_BAR, 1 + LONE_EXTRA_MS / float(np.median(times[alone])))
+    name = "p50 at 1 connection ÷ fastest single call"
+    report.add(Figure(subject.label, name, ratio.value, interval=ratio.interval, bar=at_most(round(bound, 3))))
