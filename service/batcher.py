@@ -11,7 +11,7 @@ import heapq
 import itertools
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from model_store.encoding import EncodedText, TextItem
 from service.served_model import ServedModel
@@ -20,6 +20,9 @@ from service.served_model import ServedModel
 LEAST_GAIN = 0.02
 # How many waiting texts are looked at, for each one that may join.
 _CANDIDATES_PER_PLACE = 4
+
+
+_NOT_ENCODED = EncodedText([], [])
 
 
 @dataclass(slots=True)
@@ -60,7 +63,7 @@ class Item:
     index: int
     text: TextItem
     estimate_s: float
-    encoded: EncodedText = field(default_factory=lambda: EncodedText([], []))
+    encoded: EncodedText = _NOT_ENCODED
     tokenisation_s: float = 0.0
     taken: bool = False
     """Set when it leaves the queue; the queue's heaps drop it later."""

@@ -7,21 +7,18 @@ length) and what larger calls lose to the caches. Least squares on relative erro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_store.manifest import ModelId
-
 UNIT_TOKENS = 128
-MEMORY_CALLS = 500
+MEMORY_CALLS = 1_000
 # A 6-layer MiniLM on one core: what is believed, up to a factor, of a model that nothing is known about.
-DEFAULT = (0.002, 0.035, 0.004, 0.0003)
+DEFAULT = (0.0015, 0.028, 0.003, 0.0003)
 # Calls that stand for the default until measured ones outweigh them: (texts, longest).
 _BELIEVED = ((1, 16), (1, 128), (4, 32), (8, 128))
 _BELIEF = 0.2
+_TERMS = 4
 
 Coefficients = tuple[float, float, float, float]
 
@@ -31,21 +28,9 @@ class CostState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    matrix: list[list[float]] = Field(min_length=4, max_length=4)
-    vector: list[float] = Field(min_length=4, max_length=4)
-    calls: int = Field(ge=0)
-
-
-@dataclass(frozen=True, slots=True)
-class CostFingerprint:
-    """What a measured cost holds for; another machine or runtime measures again."""
-
-    model: ModelId
-    sha256: str
-    provider: str
-    threads: int
-    machine: str
-    runtime: str
+    matrix: list[float] = Field(min_length=_TERMS**2, max_length=_TERMS**2)
+    vector: list[float] = Field(min_length=_TERMS, max_length=_TERMS)
+    calls: int = Field(ge=1)
 
 
 class CostModel:
@@ -54,11 +39,10 @@ class CostModel:
     def __init__(self, state: CostState | None = None) -> None:
         self.coefficients: Coefficients = DEFAULT
         self.calls = 0
-        self._matrix = np.zeros((4, 4))
-        self._vector = np.zeros(4)
+        self._matrix = [0.0] * _TERMS**2
+        self._vector = [0.0] * _TERMS
         if state is not None:
-            self._matrix, self._vector = np.array(state.matrix), np.array(state.vector)
-            self.calls = state.calls
+            self._matrix, self._vector, self.calls = list(state.matrix), list(state.vector), state.calls
             self._solve()
 
     def predict(self, texts: int, longest: int) -> float:
@@ -72,40 +56,41 @@ class CostModel:
         if self.calls == 0:
             scale = seconds / self.predict(texts, longest)
             for believed in _BELIEVED:
-                self._add(*believed, scale * self.predict(*believed), _BELIEF)
-        forgotten = 1 - 1 / MEMORY_CALLS
-        self._matrix *= forgotten
-        self._vector *= forgotten
-        self._add(texts, longest, seconds, 1.0)
+                self._add(*believed, scale * self.predict(*believed), weight=_BELIEF, kept=1.0)
+        self._add(texts, longest, seconds, weight=1.0, kept=1 - 1 / MEMORY_CALLS)
         self.calls += 1
-        if self.calls <= 64 or self.calls % 16 == 0:
+        if self.calls <= 64 or self.calls % 32 == 0:
             self._solve()
 
     def state(self) -> CostState:
         """What to keep for the next process."""
-        return CostState(matrix=self._matrix.tolist(), vector=self._vector.tolist(), calls=self.calls)
+        return CostState(matrix=self._matrix, vector=self._vector, calls=self.calls)
 
-    def _add(self, texts: int, longest: int, seconds: float, weight: float) -> None:
+    def _add(self, texts: int, longest: int, seconds: float, *, weight: float, kept: float) -> None:
+        # Plain floats: this runs after every call, and numpy costs more than it saves on four terms.
+        seconds = max(seconds, 1e-6)
         units = texts * longest / UNIT_TOKENS
-        row = np.array((1.0, units, units * longest / UNIT_TOKENS, units * units)) / max(seconds, 1e-6)
-        self._matrix += weight * np.outer(row, row)
-        self._vector += weight * row
+        row = (1 / seconds, units / seconds, units * longest / (UNIT_TOKENS * seconds), units * units / seconds)
+        products = [weight * a * b for a in row for b in row]
+        self._matrix = [kept * old + new for old, new in zip(self._matrix, products, strict=True)]
+        self._vector = [kept * old + weight * new for old, new in zip(self._vector, row, strict=True)]
 
     def _solve(self) -> None:
         """Non-negative least squares: terms that come out negative are left out, most negative first."""
-        active = [0, 1, 2, 3]
+        active = list(range(_TERMS))
         while active:
             solution = self._solved(active)
             worst = int(np.argmin(solution))
             if solution[worst] >= 0:
-                full = np.zeros(4)
-                full[active] = solution
-                fixed, linear, attention, cache = (float(value) for value in full)
-                self.coefficients = (fixed, linear, attention, cache)
+                full = [0.0] * _TERMS
+                for term, value in zip(active, solution.tolist(), strict=True):
+                    full[term] = value
+                self.coefficients = (full[0], full[1], full[2], full[3])
                 return
             del active[worst]
 
     def _solved(self, active: list[int]) -> NDArray[np.float64]:
-        matrix = self._matrix[np.ix_(active, active)]
-        ridge = 1e-6 * np.trace(matrix) / len(active) * np.eye(len(active))
-        return np.linalg.solve(matrix + ridge, self._vector[active])
+        matrix = np.array(self._matrix).reshape(_TERMS, _TERMS)[np.ix_(active, active)]
+        # Terms differ by orders of magnitude: the ridge that keeps this solvable is relative to each.
+        ridge = np.diag(1e-6 * np.diag(matrix) + 1e-12)
+        return np.asarray(np.linalg.solve(matrix + ridge, np.array(self._vector)[active]))

@@ -22,7 +22,7 @@ from service.workers import Outcome, Ran, Worker, WorkerPool
 
 log = structlog.get_logger(__name__)
 
-WATCHDOG_S = 0.1
+WATCHDOG_S = 0.05
 # With this many calls that never came back, for each worker, no more workers are started: replace the process.
 _STUCK_FOR_EACH_WORKER = 4
 # A predicted wait counts this many times against a deadline: the prediction is a mean.
@@ -57,8 +57,8 @@ class Engine:
         self._metrics = metrics
         self._max_wait_s = max_wait_s
         self._stuck_call_s = stuck_call_s
-        self._jobs: dict[Job, asyncio.TimerHandle] = {}
-        """Accepted and not answered, with the timers of their deadlines."""
+        self._jobs: set[Job] = set()
+        """Accepted and not answered."""
         self._backlog_s = 0.0
         """Predicted seconds of one worker for all of them."""
         self._drain_ratio = 1.0
@@ -136,7 +136,7 @@ class Engine:
         future: asyncio.Future[list[Answer]] = self._loop.create_future()
         count = len(texts)
         job = Job(model, now, deadline, truncate, raw_scores, future, [None] * count, count, total)
-        self._jobs[job] = self._loop.call_later(deadline - now, self._expire, job)
+        self._jobs.add(job)
         self._backlog_s += total
         model.pending += 1
         self._pool.put(
@@ -171,15 +171,11 @@ class Engine:
         with contextlib.suppress(RuntimeError):  # the loop has closed: a call that was stuck came back after the end
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _expire(self, job: Job) -> None:
-        self._end(job, DeadlineExceededError("the deadline passed before the request was computed: allow more time"))
-
     def _end(self, job: Job, error: SuccessorError | None) -> None:
         """Answer a job's caller, with its answers or with an error, once."""
-        timer = self._jobs.pop(job, None)
-        if timer is None:
+        if job.departed:
             return
-        timer.cancel()
+        self._jobs.remove(job)
         job.departed = True
         job.model.pending -= 1
         self._backlog_s = max(0.0, self._backlog_s - job.estimate_s) if self._jobs else 0.0
@@ -251,12 +247,17 @@ class Engine:
             self._end(item.job, WorkerLostError("the worker that ran this request was lost: send it again"))
 
     async def _watch(self) -> None:
-        """Give up calls that do not come back, and set the gauges."""
+        """Give up calls that do not come back and jobs whose deadline has passed, and set the gauges.
+
+        Workers look at deadlines themselves: a job that this finds a little late is not computed any more.
+        """
         while True:
             await asyncio.sleep(WATCHDOG_S)
             now = self.clock()
             for worker in [one for one in self._pool.live if now - one.called > self._stuck_call_s]:
                 self._give_up(worker)
+            for job in [one for one in self._jobs if one.deadline <= now]:
+                self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
             self._metrics.sample(self._pool.depth)
 
     def _give_up(self, worker: Worker) -> None:

@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.common import Service
+from service.api.common import Connection, Service
 from service.app import create_app
 from service.errors import ListenError
 from service.logs import configure_logs
@@ -66,7 +66,7 @@ def run_process(settings: Settings, listener: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=CorkedProtocol,
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -136,12 +136,21 @@ class CorkedTransport(asyncio.Transport):
             self._parts.clear()
 
 
-class CorkedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol on corked transports."""
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, on corked transports, that drops what a client has asked for when it hangs up."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
+        self._connection = Connection()
+        self.app_state = {**self.app_state, "connection": self._connection}
         super().connection_made(CorkedTransport(transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a connection: nobody waits for its answers."""
+        super().connection_lost(exc)
+        service: Service = self.app_state["service"]
+        for job in list(self._connection.jobs):
+            service.engine.abandon(job)
 
 
 class Server(uvicorn.Server):

@@ -249,14 +249,14 @@ def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
     encoded: list[EncodedText] = [item.encoded for item in items]
     try:
         logits = classifier.run(encoded)
-        finite = [bool(np.isfinite(row).all()) for row in logits]
-        if all(finite):
+        if np.isfinite(logits).all():
             return _rows(logits, to_scores(logits, classifier.manifest.scores), items)
     except SuccessorError as error:
         return [error] * len(items)
     except Exception as error:  # noqa: BLE001 - an engine may fail in any way; its batch fails, not the worker
         return [InferenceError(f"{classifier.manifest.id} failed: {error}") for _ in items]
     bad = InferenceError(f"{classifier.manifest.id} answered with a number that is not finite")
+    finite = [bool(np.isfinite(row).all()) for row in logits]
     kept = [item for item, whole in zip(items, finite, strict=True) if whole]
     good = iter(_rows(logits[finite], to_scores(logits[finite], classifier.manifest.scores), kept))
     return [next(good) if whole else bad for whole in finite]

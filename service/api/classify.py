@@ -6,7 +6,6 @@ dictionary that orjson writes, and the OpenAPI description is made from the mode
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -20,8 +19,18 @@ from starlette.types import Receive, Scope, Send
 from model_store.encoding import TextItem
 from model_store.errors import SuccessorError
 from model_store.manifest import ScoreContract
-from service.api.common import ErrorAnswer, Headers, Service, deadline_of, explain, read_body, send_json
-from service.batcher import Answer, Job
+from service.api.common import (
+    NOWHERE,
+    Connection,
+    ErrorAnswer,
+    Headers,
+    Service,
+    deadline_of,
+    explain,
+    read_body,
+    send_json,
+)
+from service.batcher import Answer
 from service.errors import (
     ClientGoneError,
     InvalidRequestError,
@@ -30,9 +39,6 @@ from service.errors import (
     outcome_of,
 )
 from service.registry import Route
-
-# A caller that has waited this long is watched, so that its request is dropped if it hangs up.
-WATCH_AFTER_S = 0.05
 
 ANSWER_HEADERS = {
     "x-request-id": "the id that the request carried, or a new one",
@@ -137,7 +143,12 @@ async def classify(scope: Scope, receive: Receive, send: Send) -> None:
         job = service.engine.submit(
             route.model, texts, truncate=request.truncate, raw_scores=request.raw_scores, deadline=deadline
         )
-        answers = await wait_for(job, service, receive)
+        connection: Connection = scope["state"].get("connection", NOWHERE)
+        connection.jobs.add(job)
+        try:
+            answers = await job.future
+        finally:
+            connection.jobs.discard(job)
     except SuccessorError as error:
         service.metrics.refusals.labels(outcome_of(error).code).inc()
         if not isinstance(error, ClientGoneError):
@@ -193,29 +204,6 @@ def texts_of(request: ClassifyRequest, max_texts: int, max_chars: int) -> list[T
         if max(len(item.text), len(item.text_pair or "")) > max_chars:
             raise TextTooLargeError(f"a text may have {max_chars} characters: shorten it", param=f"input[{index}]")
     return items
-
-
-async def wait_for(job: Job, service: Service, receive: Receive) -> list[Answer]:
-    """Wait for a job's answers; if its caller hangs up, the job is dropped.
-
-    Raises:
-        SuccessorError: as the engine fails it.
-    """
-    watcher: list[asyncio.Task[None]] = []
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        service.engine.abandon(job)
-
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(WATCH_AFTER_S, lambda: watcher.append(loop.create_task(watch())))
-    try:
-        return await job.future
-    finally:
-        timer.cancel()
-        for task in watcher:
-            task.cancel()
 
 
 def render(request: ClassifyRequest, route: Route, answers: list[Answer], request_id: str) -> bytes:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
+from service.batcher import Job
 from service.engine import Engine
 from service.errors import (
     UNEXPECTED,
@@ -57,6 +58,18 @@ class Service:
     def next_request_id(self) -> str:
         """An id that no other request of any process has."""
         return f"{self._prefix}-{next(self._numbers):x}"
+
+
+@dataclass(slots=True)
+class Connection:
+    """One client's connection, in `scope["state"]["connection"]` where the server tells when a client hangs up."""
+
+    jobs: set[Job] = field(default_factory=set)
+    """What it waits for; the server abandons these when it closes."""
+
+
+# Where the server does not tell, nobody looks at what is kept here.
+NOWHERE = Connection()
 
 
 class ErrorDetail(BaseModel):
