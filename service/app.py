@@ -66,6 +66,7 @@ async def running(settings: Settings, provider: str) -> AsyncIterator[dict[str, 
         lone_max_bytes=settings.lone_max_bytes,
         max_batch_texts=settings.max_batch_texts,
         metrics=metrics,
+        costs_dir=settings.state_dir / "costs" if settings.state_dir is not None else None,
     )
     registry = Registry(
         store, wanted=settings.models, default_model=settings.default_model, load=loader, metrics=metrics
@@ -77,14 +78,18 @@ async def running(settings: Settings, provider: str) -> AsyncIterator[dict[str, 
         max_wait_s=settings.max_wait_ms / 1e3,
         stuck_call_s=settings.stuck_call_ms / 1e3,
     )
-    watching = asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)) if settings.store_poll_ms else None
+    tasks = [asyncio.create_task(registry.calibrate(lambda served: loader.calibrate(served, lambda: engine.idle)))]
+    if settings.store_poll_ms:
+        tasks.append(asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)))
     try:
         yield {"service": Service(settings, provider, store, engine, registry, metrics)}
     finally:
-        if watching is not None:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
+        for served in registry.table.models.values():
+            loader.keep(served)
 
 
 class Application(FastAPI):

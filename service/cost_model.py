@@ -7,6 +7,8 @@ length) and what larger calls lose to the caches. Least squares on relative erro
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,9 +36,10 @@ class CostState(BaseModel):
 
 
 class CostModel:
-    """Predicts and learns the seconds of a call; one writer at a time, any reader."""
+    """Predicts and learns the seconds of a call; safe to use from several threads."""
 
     def __init__(self, state: CostState | None = None) -> None:
+        self._learning = threading.Lock()
         self.coefficients: Coefficients = DEFAULT
         self.calls = 0
         self._matrix = [0.0] * _TERMS**2
@@ -53,18 +56,20 @@ class CostModel:
 
     def observe(self, texts: int, longest: int, seconds: float) -> None:
         """Learn from a call that took `seconds`."""
-        if self.calls == 0:
-            scale = seconds / self.predict(texts, longest)
-            for believed in _BELIEVED:
-                self._add(*believed, scale * self.predict(*believed), weight=_BELIEF, kept=1.0)
-        self._add(texts, longest, seconds, weight=1.0, kept=1 - 1 / MEMORY_CALLS)
-        self.calls += 1
-        if self.calls <= 64 or self.calls % 32 == 0:
-            self._solve()
+        with self._learning:
+            if self.calls == 0:
+                scale = seconds / self.predict(texts, longest)
+                for believed in _BELIEVED:
+                    self._add(*believed, scale * self.predict(*believed), weight=_BELIEF, kept=1.0)
+            self._add(texts, longest, seconds, weight=1.0, kept=1 - 1 / MEMORY_CALLS)
+            self.calls += 1
+            if self.calls <= 64 or self.calls % 32 == 0:
+                self._solve()
 
     def state(self) -> CostState:
         """What to keep for the next process."""
-        return CostState(matrix=self._matrix, vector=self._vector, calls=self.calls)
+        with self._learning:
+            return CostState(matrix=self._matrix, vector=self._vector, calls=self.calls)
 
     def _add(self, texts: int, longest: int, seconds: float, *, weight: float, kept: float) -> None:
         # Plain floats: this runs after every call, and numpy costs more than it saves on four terms.

@@ -1,24 +1,36 @@
-"""From a version in the store to a model that answers."""
+"""From a version in the store to a model that answers, with what its calls cost."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import structlog
+from pydantic import ValidationError
 
 from model_store.classifier import PROVIDERS, OnnxClassifier, to_scores
-from model_store.encoding import TextItem
+from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
-from service.cost_model import CostModel
+from service.cost_model import CostModel, CostState
 from service.metrics import Metrics
 from service.served_model import ServedModel
+
+log = structlog.get_logger(__name__)
 
 _SELF_TEST = "A short text, such as most are, to see that the model answers."
 # Two sessions of one file may add up in another order.
 _SAME_LOGITS = 1e-3
+# (texts, tokens) that idle time measures.
+_GRID = ((1, 8), (1, 24), (4, 8), (2, 16), (4, 24), (8, 24), (1, 64), (4, 64), (1, 128), (16, 16))
+_IDLE_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,10 +38,13 @@ class Loader:
     """Opens one version: verified, in ONNX Runtime sessions, tested with one text.
 
     Args:
+        store: where it is.
         provider: an execution provider, as `choose_provider` returns it.
         workers: cores for a lone request.
         lone_max_bytes: files up to this size get the second session that a lone request runs in.
         max_batch_texts: texts that may run together.
+        metrics: the process's instruments.
+        costs_dir: where measured costs are kept; None: nowhere.
     """
 
     store: ModelStore
@@ -38,6 +53,7 @@ class Loader:
     lone_max_bytes: int
     max_batch_texts: int
     metrics: Metrics
+    costs_dir: Path | None
 
     def __call__(self, model: ModelId) -> ServedModel:
         """Load and warm a version.
@@ -47,19 +63,65 @@ class Loader:
         """
         version = self.store.open(model)
         classifier = OnnxClassifier(version, provider=self.provider)
+        on_cpu = self.provider == PROVIDERS["cpu"]
         lone = None
-        small = classifier.artifact.bytes <= self.lone_max_bytes
-        if self.provider == PROVIDERS["cpu"] and self.workers > 1 and small:
+        if on_cpu and self.workers > 1 and classifier.artifact.bytes <= self.lone_max_bytes:
             lone = OnnxClassifier(version, provider=self.provider, intra_op_threads=self.workers)
         served = ServedModel(
             classifier=classifier,
             lone_classifier=lone,
-            cost=CostModel(),
+            cost=CostModel(self._kept(classifier.artifact.sha256)),
             instruments=self.metrics.for_model(model.name, model.version),
+            work_clock=time.thread_time if on_cpu else time.perf_counter,
             max_batch_texts=self.max_batch_texts if classifier.artifact.batch_invariant else 1,
         )
         warm_up(served)
         return served
+
+    async def calibrate(self, served: ServedModel, idle: Callable[[], bool]) -> None:
+        """Measure a grid of calls, one at a time while the server is idle, and keep what was learned."""
+        if served.cost.calls >= len(_GRID):
+            return
+        most = served.manifest.inputs.max_length
+        for texts, tokens in _GRID:
+            if tokens > most or texts > served.max_batch_texts:
+                continue
+            while not idle():  # noqa: ASYNC110 - the engine has no event for it, and a look is cheap
+                await asyncio.sleep(_IDLE_POLL_S)
+            await asyncio.to_thread(_measure, served, texts, tokens)
+        self.keep(served)
+
+    def keep(self, served: ServedModel) -> None:
+        """Write a model's costs to the state folder, if there is one."""
+        path = self._path(served.classifier.artifact.sha256)
+        if path is None:
+            return
+        aside = path.with_suffix(".incoming")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(served.cost.state().model_dump_json())
+            aside.rename(path)
+        except OSError as error:
+            log.warning("costs not kept", model=served.reference, error=str(error))
+
+    def _kept(self, sha256: str) -> CostState | None:
+        path = self._path(sha256)
+        if path is None:
+            return None
+        try:
+            return CostState.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            log.warning("kept costs can't be read and are measured again", file=str(path), error=str(error))
+            return None
+
+    def _path(self, sha256: str) -> Path | None:
+        """The file for one model file on this machine: another CPU, provider or runtime measures for itself."""
+        if self.costs_dir is None:
+            return None
+        key = (sha256, self.provider, processor(), _runtime_version())
+        return self.costs_dir / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.json"
 
 
 def warm_up(served: ServedModel) -> None:
@@ -73,10 +135,37 @@ def warm_up(served: ServedModel) -> None:
     encoded = classifier.encode(TextItem(_SELF_TEST, pair))
     logits = classifier.run([encoded])
     to_scores(logits, classifier.manifest.scores)
-    started = time.perf_counter()
+    started = served.work_clock()
     classifier.run([encoded])
-    served.cost.observe(1, len(encoded), time.perf_counter() - started)
+    if served.cost.calls == 0:
+        served.cost.observe(1, len(encoded), served.work_clock() - started)
     if served.lone_classifier is not None:
         difference = float(np.abs(served.lone_classifier.run([encoded]) - logits).max())
         if not difference <= _SAME_LOGITS:
             raise InferenceError(f"{classifier.manifest.id} answers differently with all cores: publish it again")
+
+
+def processor() -> str:
+    """The CPU's model, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _runtime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def _measure(served: ServedModel, texts: int, tokens: int) -> None:
+    """Observe the second of two calls, on this thread: the first allocates."""
+    sample = served.classifier.encode(TextItem(_SELF_TEST, _SELF_TEST if served.manifest.inputs.pair else None))
+    ids = (sample.input_ids * tokens)[:tokens]
+    batch = [EncodedText(ids, [0] * tokens)] * texts
+    served.classifier.run(batch)
+    started = served.work_clock()
+    served.classifier.run(batch)
+    served.cost.observe(texts, tokens, served.work_clock() - started)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -135,6 +136,15 @@ class Registry:
         self.retired += [model for model in self.table.models.values() if id(model) not in kept]
         self.table = Table(routes, models, aliases, failures)
         self._metrics.loaded_versions.set(len(models))
+
+    async def calibrate(self, measure: Callable[[ServedModel], Awaitable[None]]) -> None:
+        """Measure each version that is loaded, now or later, once, until cancelled."""
+        seen: weakref.WeakSet[ServedModel] = weakref.WeakSet()
+        while True:
+            for served in [one for one in self.table.models.values() if one not in seen]:
+                seen.add(served)
+                await measure(served)
+            await asyncio.sleep(1)
 
     def release_drained(self) -> None:
         """Let go of retired versions that have answered everything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model_store.classifier import Classifier
@@ -24,6 +25,9 @@ class ServedModel:
     """The same file with all cores for one call, where a second copy of its weights is allowed."""
     cost: CostModel
     instruments: ModelInstruments
+    work_clock: Callable[[], float]
+    """What a call's cost is measured with: the thread's own seconds where the call computes on its thread, so that
+    other processes' load does not count; else the wall's."""
     max_batch_texts: int
     """Texts in one call; 1 for a file whose answers depend on the batch."""
     tokens_per_char: float = 0.25

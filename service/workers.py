@@ -35,6 +35,8 @@ class Ran:
     outcomes: list[Outcome]
     started: float = 0.0
     ended: float = 0.0
+    work_s: float = 0.0
+    """What the call cost, on the model's own clock."""
     lone: bool = False
 
 
@@ -143,11 +145,10 @@ class WorkerPool:
                         return
                     worker.called = math.inf
                     self._running -= 1
-                    if not ran.lone:
-                        ran.items[0].job.model.cost.observe(
-                            len(ran.items), max(len(item.encoded) for item in ran.items), ran.ended - ran.started
-                        )
                 self._on_ran(ran)
+                if not ran.lone:
+                    longest = max(len(item.encoded) for item in ran.items)
+                    ran.items[0].job.model.cost.observe(len(ran.items), longest, ran.work_s)
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
             with self._work:
                 if worker.called != math.inf:
@@ -227,8 +228,9 @@ class WorkerPool:
         started = worker.called
         lone = model.lone_classifier is not None and started - self._crowded > LONE_AFTER_S
         classifier = model.lone_classifier if lone and model.lone_classifier else model.classifier
+        begun = model.work_clock()
         outcomes = run_isolated(classifier, items)
-        return Ran(items, outcomes, started, self._clock(), lone)
+        return Ran(items, outcomes, started, self._clock(), model.work_clock() - begun, lone)
 
 
 def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
