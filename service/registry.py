@@ -99,6 +99,7 @@ class Registry:
         A version that can't be loaded leaves the others as they are.
         """
         async with self._changing:
+            self.release_drained()
             chosen, failures = await asyncio.to_thread(self._chosen)
             models: dict[ModelId, ServedModel] = {}
             for model in sorted(set(chosen.values()), key=str):
