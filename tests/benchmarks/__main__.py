@@ -42,7 +42,7 @@ def main() -> int:
     except SuccessorError as error:
         report.console.print(f"error: {error}", highlight=False)
         return 1
-    report.console.print(report.table())
+    report.console.print(report.verdicts())
     if arguments.json:
         content = {"machine": machine.model_dump(), "quick": arguments.quick, "figures": report.as_json()}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, effort: Effort, report: Report, logs: Pa
         engine = EngineAlone(main_subject, cores)
         measured = rates[main_subject.label]
         with service(main_subject, logs) as served:
-            arrivals.measure_arrivals(engine, served, measured, effort, report, cores=cores)
+            arrivals.measure_arrivals(engine, served, effort, report, cores=cores)
             arrivals.measure_overload(served, measured, effort, report, label=main_subject.label)
     if "life-cycle" in only:
         life_cycle.measure_start(main_subject, effort, report, logs)

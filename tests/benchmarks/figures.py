@@ -81,12 +81,12 @@ class Report:
         """The figures that miss their bar."""
         return [figure for figure in self.figures if figure.verdict == "FAIL"]
 
-    def table(self) -> Table:
-        """All figures."""
-        shown = Table("subject", "figure", "value", "bar", "verdict", "note")
+    def verdicts(self) -> Table:
+        """The figures that have a bar."""
+        shown = Table("subject", "figure", "value", "bar", "verdict")
         for figure in self.figures:
-            bar = str(figure.bar) if figure.bar else ""
-            shown.add_row(figure.subject, figure.name, _number(figure), bar, figure.verdict, figure.note)
+            if figure.bar is not None:
+                shown.add_row(figure.subject, figure.name, _number(figure), str(figure.bar), figure.verdict)
         return shown
 
     def as_json(self) -> list[dict[str, Any]]:

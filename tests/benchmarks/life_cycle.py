@@ -72,7 +72,8 @@ def measure_memory(subject: Subject, effort: Effort, report: Report, logs: Path)
             load.run(_ask(mixed, effort.soak_requests // _CHUNKS))
             resident.append(target.server.resident_bytes() or 0)
     early, late = float(np.mean(resident[1:4])), float(np.mean(resident[-3:]))
-    note = f"{effort.soak_requests} requests, {_CHUNKS} reloads; {early / 1e6:.0f} → {late / 1e6:.0f} MB"
+    course = ", ".join(f"{size / 1e6:.0f}" for size in resident)
+    note = f"{effort.soak_requests} requests, {_CHUNKS} reloads; MB after each: {course}"
     report.add(Figure(subject.label, "growth of memory", late / early - 1, bar=at_most(0.05), note=note))
 
 

@@ -39,7 +39,7 @@ async def _seconds_a_request(depth: int, operations: int) -> float:
     """Hold the queue at a depth while requests come and go; futures need a running loop."""
     generator = np.random.default_rng(0)
     metrics = Metrics(CollectorRegistry())
-    model = ServedModel(FakeClassifier(), None, CostModel(), metrics.for_model("fake", 1), _BATCH)
+    model = ServedModel(FakeClassifier(), None, CostModel(), metrics.for_model("fake", 1), perf_counter, _BATCH)
     loop = asyncio.get_running_loop()
 
     def request(arrived: float) -> Item:
