@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
+
+from model_store.builder.progress import Meter
 
 WORDS = ("good", "great", "warm", "bad", "dull", "cold", *(f"w{index}" for index in range(40)))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -106,3 +110,36 @@ def tiny_document(
             {"operator": "quantize", "min_agreement": 0, "max_metric_drop": 1, "timing_texts": 5},
         ],
     }
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the build may catch it."""
+
+
+class Recorder:
+    """A progress that remembers what it was told, and can kill the build at a point of a step."""
+
+    def __init__(self, kill: tuple[str, int] | None = None) -> None:
+        self.notes: list[str] = []
+        self.advances: list[tuple[str, int]] = []
+        self._kill = kill
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    @contextmanager
+    def meter(self, title: str, total: int) -> Iterator[Meter]:
+        yield _RecordingMeter(self, title)
+
+    def record(self, title: str, done: int) -> None:
+        self.advances.append((title, done))
+        if (title, done) == self._kill:
+            raise Killed
+
+
+class _RecordingMeter:
+    def __init__(self, recorder: Recorder, title: str) -> None:
+        self._recorder, self._title = recorder, title
+
+    def advance(self, done: int, note: str = "") -> None:
+        self._recorder.record(self._title, done)

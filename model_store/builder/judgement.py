@@ -11,7 +11,7 @@ from model_store.builder.artifacts import open_candidate, read_artifacts
 from model_store.builder.evaluate import machine_name, predictions_of, run_classifier, tfidf_predictions
 from model_store.builder.report import quality_figures
 from model_store.builder.runner import Result, Runner, key_of
-from model_store.builder.step import Figures, StepContext
+from model_store.builder.step import Figures
 from model_store.classifier import PROVIDERS
 from model_store.manifest import Artifact
 
@@ -30,9 +30,7 @@ def evaluate_on_test(plan: Plan, runner: Runner, predecessor: Chain, successor: 
     """Predictions of both served files and of tf-idf on test, made once and kept with their intervals."""
 
     def work(output: Path, scratch: Path) -> Figures:
-        context = StepContext(
-            plan.data, plan.scores, plan.inputs, plan.lineage, plan.recipe.seed, runner.progress, scratch
-        )
+        context = plan.context(runner.progress, scratch)
         items = [row.item for row in plan.data.splits["test"]]
         predictions = {"tfidf": tfidf_predictions(plan.data, "test")}
         for name, chain in (("predecessor", predecessor), ("successor", successor)):

@@ -7,7 +7,6 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model_store.builder.data import TaskData, load_data
 from model_store.builder.errors import BuildExtraError, RecipeError
@@ -15,7 +14,7 @@ from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
 from model_store.builder.runner import Result, Runner, exclusive, key_of
-from model_store.builder.step import StepContext, StepParameters, operator_module
+from model_store.builder.step import Apply, Figures, StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
 from model_store.manifest import Check, InputContract, Lineage, ModelId, ScoreContract
@@ -99,17 +98,18 @@ class Plan:
         parts = (before, step.model_dump(mode="json"), self.recipe.seed, self.data.digest)
         return key_of(*parts, self.inputs.model_dump(mode="json"), self.lineage.code_version)
 
+    def context(self, progress: Progress, scratch: Path) -> StepContext:
+        """What a step may use."""
+        return StepContext(self.data, self.scores, self.inputs, self.lineage, self.recipe.seed, progress, scratch)
+
     def run(self, runner: Runner, chain: Chain, steps: Sequence[StepParameters]) -> Chain:
         """Run steps one after the other, or take their kept results."""
         for step in steps:
             key, parent = self.key(chain.key, step), chain.folder
 
-            def work(output: Path, scratch: Path, step: StepParameters = step, parent: Path = parent) -> dict[str, Any]:
-                context = StepContext(
-                    self.data, self.scores, self.inputs, self.lineage, self.recipe.seed, runner.progress, scratch
-                )
-                figures: dict[str, Any] = operator_module(step.operator).apply(step, parent, output, context)
-                return figures
+            def work(output: Path, scratch: Path, step: StepParameters = step, parent: Path = parent) -> Figures:
+                apply: Apply = operator_module(step.operator).apply
+                return apply(step, parent, output, self.context(runner.progress, scratch))
 
             result = runner.run(step.operator, key, work)
             chain = Chain(key, result.folder, (*chain.results, result))

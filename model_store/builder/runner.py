@@ -60,7 +60,7 @@ class Runner:
             shutil.rmtree(partial, ignore_errors=True)
             self.progress.note(f"{operator}: done in {seconds:.1f} s")
         else:
-            self.progress.note(f"{operator}: kept from an earlier build")
+            self.progress.note(f"{operator}: already done")
         record = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
         return Result(key, folder, operator, record["seconds"], record["figures"])
 

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_store.builder.data import load_data
+from model_store.builder.evaluate import (
+    agreement,
+    batch_difference,
+    machine_name,
+    metric,
+    metric_name,
+    predictions_of,
+    run_classifier,
+    sample,
+    targets_of,
+    tfidf_predictions,
+    time_alone,
+)
+from model_store.builder.sources import FileSource
+from model_store.classifier import OnnxClassifier
+from model_store.encoding import TextItem
+from model_store.manifest import Problem
+from model_store.store import ModelStore
+from tests.tiny import make_tiny_version
+from tests.tiny_torch import write_records
+
+ITEMS = [TextItem(text) for text in ("good film", "a", "dull story and a cold film is not great .", "bad", "warm it")]
+
+
+def tiny_classifier(store: ModelStore, *, batch_invariant: bool = True) -> OnnxClassifier:
+    model = make_tiny_version(store, batch_invariant=batch_invariant)
+    return OnnxClassifier(store.open(model))
+
+
+def test_a_single_label_is_the_largest_logit_and_the_metric_is_accuracy() -> None:
+    predicted = predictions_of("single_label", np.array([[1, 2], [3, 0], [0, 1]], dtype=np.float32))
+    assert predicted.tolist() == [1, 0, 1]
+    assert metric("single_label", predicted, np.array([1, 0, 0])) == pytest.approx(2 / 3)
+
+
+def test_multi_label_decides_at_one_half_and_the_metric_is_micro_f1() -> None:
+    predicted = predictions_of("multi_label", np.array([[0.1, -0.1], [2, 3]], dtype=np.float32))
+    assert predicted.tolist() == [[1, 0], [1, 1]]
+    # two hits, one false alarm: 2·2 / (3 + 2)
+    assert metric("multi_label", predicted, np.array([[1, 0], [1, 0]])) == pytest.approx(4 / 5)
+    assert metric("multi_label", np.zeros((2, 2)), np.zeros((2, 2))) == 1.0
+
+
+def test_a_regressions_metric_is_pearsons_correlation_and_0_for_a_constant() -> None:
+    predicted = predictions_of("regression", np.array([[1], [2], [4]], dtype=np.float32))
+    assert metric("regression", predicted, np.array([2.0, 4.0, 8.0])) == pytest.approx(1)
+    assert metric("regression", np.ones(3), np.array([2.0, 4.0, 8.0])) == 0.0
+
+
+def test_agreement_is_the_share_of_texts_with_the_same_decision() -> None:
+    assert agreement("single_label", np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])) == 0.75
+    assert agreement("multi_label", np.array([[0, 1], [1, 1]]), np.array([[0, 1], [1, 0]])) == 0.5
+    assert agreement("regression", np.array([1.0, 2.0]), np.array([2.0, 1.0])) == 0.0
+
+
+@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+def test_every_kind_of_problem_has_a_metric_with_a_name(problem: Problem) -> None:
+    assert metric_name(problem) in {"accuracy", "micro_f1", "pearson"}
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_logits_come_in_the_order_of_the_texts_however_they_are_batched(
+    store: ModelStore, batch_invariant: bool
+) -> None:
+    classifier = tiny_classifier(store, batch_invariant=batch_invariant)
+    alone = np.concatenate([classifier.run([classifier.encode(item)]) for item in ITEMS])
+    assert np.allclose(run_classifier(classifier, ITEMS), alone, atol=1e-6)
+
+
+def test_a_model_whose_answers_ignore_batch_mates_has_no_batch_difference(store: ModelStore) -> None:
+    assert batch_difference(tiny_classifier(store), ITEMS * 3) < 1e-6
+
+
+def test_classifiers_are_timed_on_the_same_texts_and_the_machine_is_named(store: ModelStore) -> None:
+    classifier = tiny_classifier(store)
+    first, second = time_alone([classifier, classifier], ITEMS, rounds=2)
+    assert first.p50_ms > 0
+    assert (first.texts, first.threads, first.tokens) == (second.texts, 1, second.tokens)
+    assert first.machine == machine_name() != ""
+
+
+def test_a_sample_is_evenly_spaced_and_never_longer_than_asked_for() -> None:
+    items = [TextItem(str(index)) for index in range(10)]
+    assert [item.text for item in sample(items, 3)] == ["0", "3", "6"]
+    assert sample(items, 100) == items
+
+
+@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+def test_the_baseline_learns_words_for_every_kind_of_problem(tmp_path: Path, problem: Problem) -> None:
+    files = {split: Path(path) for split, path in write_records(tmp_path, problem).items()}
+    data = load_data(FileSource(source="files", licence="CC0-1.0", problem=problem, **files))
+    predicted = tfidf_predictions(data, "test")
+    targets = targets_of(data.splits["test"])
+    assert predicted.shape == targets.shape
+    assert metric(problem, predicted, targets) > 0.6

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedModel
+
+from model_store.builder.errors import TrainingError, WeightsError
+from model_store.builder.operators import fine_tune, theseus
+from model_store.builder.pipeline import make_plan
+from model_store.builder.recipe import resolve
+from model_store.builder.step import Figures, StepContext
+from model_store.builder.training import (
+    LengthGroupedOrder,
+    Method,
+    last_checkpoint,
+    load_classifier,
+    save_tokenizer,
+    train,
+)
+from model_store.encoding import TextEncoder
+from model_store.manifest import TOKENIZER_FILE
+from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
+
+TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_steps": 5}
+TUNE = fine_tune.Parameters.model_validate({"operator": "fine_tune", **TRAINING})
+THESEUS = theseus.Parameters.model_validate({"operator": "theseus", "layers": 2, **TRAINING})
+STEPS = 24  # 96 rows in batches of 8, twice
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, StepContext]:
+    """A tiny encoder, a tiny classifier of the task's labels, and the context that steps run in."""
+    folder = tmp_path_factory.mktemp("training")
+    plan = make_plan(resolve(tiny_document(folder), folder))
+    classifier = make_tiny_encoder(folder / "classifier", labels=plan.data.labels)
+    return folder / "encoder", classifier, plan.context(Recorder(), folder / "unused")
+
+
+Run = Callable[..., tuple[Path, Figures]]
+
+
+@pytest.fixture
+def run(world: tuple[Path, Path, StepContext], tmp_path: Path) -> Run:
+    """Runs a step of the encoder or, for Theseus, of the classifier, in a fresh output with a named scratch."""
+
+    def do(parameters: Any, name: str = "a", kill: tuple[str, int] | None = None, **changes: Any) -> tuple[Path, Any]:
+        encoder, classifier, context = world
+        scratch, output = tmp_path / name / "scratch", tmp_path / name / "output"
+        scratch.mkdir(parents=True, exist_ok=True)
+        output.mkdir(exist_ok=True)
+        context = replace(context, scratch=scratch, progress=Recorder(kill), **changes)
+        operator = theseus if parameters.operator == "theseus" else fine_tune
+        parent = classifier if parameters.operator == "theseus" else encoder
+        return output, operator.apply(parameters, parent, output, context)
+
+    return do
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", [TUNE, THESEUS], ids=["fine_tune", "theseus"])
+@pytest.mark.parametrize("killed_at", [7, 17], ids=["in the first epoch", "in the second epoch"])
+def test_a_killed_training_goes_on_inside_the_step_and_ends_with_the_same_weights(
+    run: Run, parameters: Any, killed_at: int
+) -> None:
+    whole, figures = run(parameters, "whole")
+    with pytest.raises(Killed):
+        run(parameters, "resumed", kill=(parameters.operator, killed_at))
+    resumed, again = run(parameters, "resumed")
+    assert same(weights(whole), weights(resumed))
+    assert figures["dev"] == again["dev"]
+
+
+@pytest.mark.slow
+def test_a_resumed_training_does_only_what_is_left(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(TUNE, kill=("fine_tune", 12))
+    assert last_checkpoint(tmp_path / "a" / "scratch") == tmp_path / "a" / "scratch" / "checkpoint-10"
+
+
+@pytest.mark.slow
+def test_another_seed_trains_other_weights(run: Run) -> None:
+    first, _ = run(TUNE, "a")
+    second, _ = run(TUNE, "b", seed=1)
+    assert not same(weights(first), weights(second))
+
+
+@pytest.mark.slow
+def test_theseus_trains_the_successors_layers_and_nothing_else(run: Run, world: tuple[Path, Path, StepContext]) -> None:
+    output, figures = run(THESEUS)
+    before, after = weights(world[1]), weights(output)
+    layers = {name for name in after if ".layer." in name}
+    assert {name.split(".layer.")[1][0] for name in layers} == {"0", "1"}
+    assert all(torch.equal(before[name], after[name]) for name in after.keys() - layers)
+    changed = {name for name in layers if not torch.equal(before[name], after[name])}
+    assert changed == layers - {name for name in layers if name.endswith("key.bias")} | changed
+    rates = [entry["replacing_rate"] for entry in figures["history"] if "replacing_rate" in entry]
+    assert rates == sorted(rates)
+    assert rates[-1] == 1.0
+
+
+@pytest.mark.slow
+def test_what_theseus_saves_is_an_ordinary_classifier_with_fewer_layers(
+    run: Run, world: tuple[Path, Path, StepContext]
+) -> None:
+    output, _ = run(THESEUS)
+    model = load_classifier(output, world[2])
+    assert model.config.num_hidden_layers == 2
+    assert model(torch.tensor([[2, 5, 3]])).logits.shape == (1, 2)
+
+
+class _HeadOnly(Method):
+    """Trains the classification head alone."""
+
+    def trainable(self, student: PreTrainedModel) -> list[torch.nn.Parameter]:
+        return [parameter for name, parameter in student.named_parameters() if name.startswith("classifier")]
+
+
+def direct(method: Method, world: tuple[Path, Path, StepContext], folder: Path, **changes: Any) -> Figures:
+    scratch, output = folder / "scratch", folder / "output"
+    scratch.mkdir(parents=True)
+    output.mkdir()
+    context = replace(world[2], scratch=scratch, progress=Recorder())
+    return train(method, TUNE.model_copy(update=changes), world[1], output, context)
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_over_the_trained_parameters_only(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    def norms(method: Method, name: str) -> list[float]:
+        history = direct(method, world, tmp_path / name)["history"]
+        return [entry["grad_norm"] for entry in history if "grad_norm" in entry]
+
+    assert all(
+        head < everything for head, everything in zip(norms(_HeadOnly(), "a"), norms(Method(), "b"), strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_the_best_epoch_on_dev_is_kept_where_the_recipe_says_so(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    class Spoilt(Method):
+        """Unlearns in every step after the first epoch."""
+
+        step = 0
+
+        def before_step(self, step: int, total: int) -> None:
+            self.step = step
+
+        def loss(self, outputs: Any, batch: Any, problem: Any) -> torch.Tensor:
+            return super().loss(outputs, batch, problem) * (1 if self.step < STEPS // 2 else -100)
+
+    figures = direct(Spoilt(), world, tmp_path / "best", best_on_dev=True, learning_rate=1e-2)
+    assert figures["dev"][0] > figures["dev"][1]
+    best = weights(tmp_path / "best" / "output")
+    direct(Spoilt(), world, tmp_path / "last", best_on_dev=False, learning_rate=1e-2)
+    assert not same(best, weights(tmp_path / "last" / "output"))
+    assert same(best, load_file(tmp_path / "best" / "scratch" / "best.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_stops_the_training(world: tuple[Path, Path, StepContext], tmp_path: Path) -> None:
+    class Lost(Method):
+        def loss(self, outputs: Any, batch: Any, problem: Any) -> torch.Tensor:
+            return super().loss(outputs, batch, problem) * float("nan")
+
+    with pytest.raises(TrainingError, match="the loss is nan at step 10: lower the step's learning_rate"):
+        direct(Lost(), world, tmp_path / "lost")
+
+
+def test_the_last_checkpoint_is_the_newest_that_was_written_to_its_end(tmp_path: Path) -> None:
+    for step, state in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_the_order_is_every_row_once_and_a_function_of_seed_and_epoch() -> None:
+    lengths = [index * 7 % 50 for index in range(101)]
+    order = LengthGroupedOrder(lengths, 4, seed=3)
+    first = list(order)
+    assert sorted(first) == list(range(101))
+    assert len(order) == 101
+    order.set_epoch(1)
+    second = list(order)
+    order.set_epoch(0)
+    assert list(order) == first != second
+    assert list(LengthGroupedOrder(lengths, 4, seed=4)) != first
+
+
+def test_batches_hold_texts_of_like_lengths() -> None:
+    lengths = [index * 7 % 50 for index in range(400)]
+    order = list(LengthGroupedOrder(lengths, 4, seed=0))
+    spreads = [
+        max(lengths[row] for row in order[start : start + 4]) - min(lengths[row] for row in order[start : start + 4])
+        for start in range(0, 400, 4)
+    ]
+    assert sum(spreads) / len(spreads) < 5
+
+
+def test_the_saved_tokenizer_gives_the_ids_of_transformers(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    encoder, _, context = world
+    save_tokenizer(encoder, tmp_path)
+    ours = TextEncoder(tmp_path / TOKENIZER_FILE, context.inputs)
+    theirs = AutoTokenizer.from_pretrained(encoder)
+    for row in context.data.splits["dev"]:
+        assert ours.encode(row.item).input_ids == theirs(row.item.text)["input_ids"]
+
+
+def test_weights_without_a_tokenizer_are_refused(world: tuple[Path, Path, StepContext], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((world[0] / "config.json").read_bytes())
+    with pytest.raises(WeightsError, match="the tokenizer in"):
+        save_tokenizer(tmp_path, tmp_path / "out")
