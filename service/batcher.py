@@ -18,8 +18,8 @@ from service.served_model import ServedModel
 
 # A text joins a batch only if the batch's cost, relative to running its texts alone, falls by this share.
 LEAST_GAIN = 0.02
-# How many waiting texts are looked at, for each one that may join.
-_CANDIDATES_PER_PLACE = 4
+# After this many texts in a row that may not join, those of still less similar length are not looked at.
+_MISSES = 4
 
 
 _NOT_ENCODED = EncodedText([], [])
@@ -151,7 +151,7 @@ class Formed:
     """What to run together, and what nobody waits for any more."""
 
     batch: list[Item]
-    dropped: list[Item]
+    dropped: set[Item]
 
 
 def form_batch(waiting: Waiting, now: float, places: int) -> Formed:
@@ -165,16 +165,16 @@ def form_batch(waiting: Waiting, now: float, places: int) -> Formed:
         now: the time that deadlines are compared with, seconds.
         places: the most items to take, so that other workers find some too.
     """
-    dropped: list[Item] = []
+    dropped: set[Item] = set()
     for item in waiting.by_urgency():
         if item.job.departed or item.job.deadline <= now:
-            dropped.append(item)
+            dropped.add(item)
             continue
-        return Formed(_fill(item, waiting, now, min(places, item.job.model.max_batch_texts)), dropped)
+        return Formed(_fill(item, waiting, now, min(places, item.job.model.max_batch_texts), dropped), dropped)
     return Formed([], dropped)
 
 
-def _fill(leader: Item, waiting: Waiting, now: float, places: int) -> list[Item]:
+def _fill(leader: Item, waiting: Waiting, now: float, places: int, dropped: set[Item]) -> list[Item]:
     batch = [leader]
     if places == 1 or leader.alone:
         return batch
@@ -182,16 +182,22 @@ def _fill(leader: Item, waiting: Waiting, now: float, places: int) -> list[Item]
     longest = len(leader.encoded)
     alone = spent = predict(1, longest)
     earliest = leader.job.deadline
-    for item in itertools.islice(waiting.nearest(leader), _CANDIDATES_PER_PLACE * places):
-        if len(batch) == places:
+    misses = 0
+    for item in waiting.nearest(leader):
+        if len(batch) == places or misses == _MISSES:
             break
+        if item.job.departed:
+            dropped.add(item)
+            continue
         length = len(item.encoded)
         together = predict(len(batch) + 1, max(longest, length))
         apart = alone + predict(1, length)
         deadline = min(earliest, item.job.deadline)
         cheaper = together * alone <= (1 - LEAST_GAIN) * spent * apart
-        if item.job.departed or item.alone or not cheaper or now + together > deadline:
+        if item.alone or not cheaper or now + together > deadline:
+            misses += 1
             continue
+        misses = 0
         batch.append(item)
         alone, spent, longest, earliest = apart, together, max(longest, length), deadline
     return batch

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -235,11 +236,10 @@ class Engine:
         self._metrics.worker_restarts.labels("died").inc()
         self._pool.live.remove(worker)
         self._pool.add_worker()
-        again = [item for item in worker.batch if not item.alone and len(worker.batch) > 1]
-        for item in again:
-            item.alone = True
-        self._pool.put(again)
-        if not again:
+        if len(worker.batch) > 1:
+            # New items: the queue's heaps may still hold the old ones, as taken.
+            self._pool.put([replace(item, alone=True) for item in worker.batch])
+        else:
             self._lose(worker.batch)
 
     def _lose(self, items: Sequence[Item]) -> None:

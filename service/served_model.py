@@ -33,7 +33,7 @@ class ServedModel:
     tokens_per_char: float = 0.25
     """Learned from tokenised texts, to predict a text's cost before it is tokenised; workers change it."""
     pending: int = 0
-    """Texts accepted and not answered; the event loop changes it, and a version is let go at 0."""
+    """Requests accepted and not answered; the event loop changes it, and a version is let go at 0."""
 
     reference: str = field(init=False)
     """`name@version`, as every answer carries it."""

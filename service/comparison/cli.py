@@ -63,9 +63,9 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
         comparison, samples = _compare(sides, examples, plan)
     console.print(table(comparison))
     for sentence in comparison.conclusions:
-        console.print(f"• {sentence}")
+        console.print(f"• {sentence}", markup=False)
     write_report(comparison, samples, out)
-    console.print(f"Report, plots and raw samples: {out}", soft_wrap=True)
+    console.print(f"Report, plots and raw samples: {out}", soft_wrap=True, markup=False)
     if json == Path("-"):
         sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
     elif json is not None:

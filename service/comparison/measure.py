@@ -27,7 +27,7 @@ Key = Literal["a", "b"]
 Answer = str | tuple[str, ...] | float
 Progress = Callable[[str, int, int], None]
 
-PAIRS = 400
+PAIRS = 600
 BLOCKS = 10
 # A block this many times its connections long ends with few of them idle.
 _REQUESTS_PER_CONNECTION = 6

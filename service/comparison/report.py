@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from model_store.statistics import Estimate
 from service.comparison.errors import ComparisonError
@@ -57,7 +57,10 @@ def rows(comparison: Comparison) -> list[Row]:
 
 def table(comparison: Comparison) -> Table:
     """The table for the terminal."""
-    shown = Table(*_HEADINGS, title=f"{comparison.a.reference} (A) against {comparison.b.reference} (B)")
+    shown = Table(
+        *(Column(heading, overflow="fold") for heading in _HEADINGS),
+        title=f"{comparison.a.reference} (A) against {comparison.b.reference} (B)",
+    )
     for row in rows(comparison):
         shown.add_row(*row)
     return shown

@@ -1,0 +1,422 @@
+"""Admission, deadlines, isolation, lost workers: the engine with fake classifiers and a fake clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from model_store.encoding import TextItem
+from model_store.errors import InferenceError, InvalidTextError, TextTooLongError
+from service.batcher import Job
+from service.engine import Engine
+from service.errors import (
+    ClientGoneError,
+    DeadlineExceededError,
+    OverloadedError,
+    ShuttingDownError,
+    WorkerLostError,
+)
+from service.metrics import Metrics
+from service.served_model import ServedModel
+from tests.fakes import FakeClassifier, fake_ids
+from tests.serving import served
+
+
+class Clock:
+    """Stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """An engine, its clock and its metrics."""
+
+    def __init__(self, engine: Engine, clock: Clock, registry: CollectorRegistry) -> None:
+        self.engine = engine
+        self.clock = clock
+        self._registry = registry
+
+    def submit(self, model: ServedModel, *texts: str, timeout_s: float = 60.0, **options: bool) -> Job:
+        return self.engine.submit(
+            model,
+            [TextItem(text) for text in texts],
+            truncate=options.get("truncate", True),
+            raw_scores=options.get("raw_scores", False),
+            deadline=self.clock.now + timeout_s,
+        )
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self._registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def bench(workers: int = 1, max_wait_s: float = 10.0, stuck_call_s: float = 30.0) -> AsyncIterator[Bench]:
+    clock, registry = Clock(), CollectorRegistry()
+    engine = Engine(
+        workers=workers,
+        metrics=Metrics(registry),
+        max_wait_s=max_wait_s,
+        stuck_call_s=stuck_call_s,
+        clock=clock,
+    )
+    try:
+        yield Bench(engine, clock, registry)
+    finally:
+        await engine.close()
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+async def begun(classifier: FakeClassifier) -> None:
+    """A call into the classifier has begun."""
+    assert await asyncio.to_thread(classifier.started.acquire, timeout=10)
+
+
+async def true(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0.005)
+
+
+async def failure(awaitable: Awaitable[object]) -> BaseException:
+    try:
+        await awaitable
+    except Exception as error:  # noqa: BLE001 - the error is what is asked for
+        return error
+    raise AssertionError("no error")
+
+
+def test_texts_are_answered_together_in_order_with_what_they_cost() -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            answers = await it.submit(served(), "one", "two words", "three whole words").future
+            assert [answer.tokens for answer in answers] == [3, 4, 5]
+            assert [len(answer.scores) for answer in answers] == [2, 2, 2]
+            assert it.engine.idle
+            assert it.engine.predicted_wait_s == 0
+
+    run(scenario)
+
+
+def test_what_waits_together_runs_together() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            first = it.submit(model, "first")
+            await begun(classifier)
+            others = [it.submit(model, f"other {number}") for number in range(3)]
+            classifier.release()
+            await asyncio.gather(first.future, *(job.future for job in others))
+        assert [len(batch) for batch in classifier.batches] == [1, 3]
+
+    run(scenario)
+
+
+def test_two_workers_run_two_calls_at_once() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench(workers=2) as it:
+            jobs = [it.submit(served(classifier), "first"), it.submit(served(classifier), "second")]
+            await begun(classifier)
+            await begun(classifier)
+            classifier.release()
+            await asyncio.gather(*(job.future for job in jobs))
+
+    run(scenario)
+
+
+def test_a_cancelled_caller_is_never_computed_and_its_neighbours_are() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            first = it.submit(model, "first")
+            await begun(classifier)
+            gone, stays = it.submit(model, "gone"), it.submit(model, "stays")
+            it.engine.abandon(gone)
+            assert isinstance(await failure(gone.future), ClientGoneError)
+            classifier.release()
+            await asyncio.gather(first.future, stays.future)
+        assert [ids for batch in classifier.batches for ids in batch] == [fake_ids("first"), fake_ids("stays")]
+
+    run(scenario)
+
+
+def test_a_caller_whose_task_was_cancelled_leaves_the_engine_sound() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench() as it:
+            job = it.submit(served(classifier), "text")
+            await begun(classifier)
+            job.future.cancel()
+            classifier.release()
+            await true(lambda: it.engine.idle)
+
+    run(scenario)
+
+
+def test_a_job_that_passes_its_deadline_in_the_queue_fails_and_is_never_computed() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            first = it.submit(model, "first")
+            await begun(classifier)
+            late = it.submit(model, "late", timeout_s=5)
+            it.clock.now += 6
+            assert isinstance(await failure(late.future), DeadlineExceededError)
+            classifier.release()
+            await first.future
+        assert classifier.batches == [[fake_ids("first")]]
+
+    run(scenario)
+
+
+def test_a_deadline_in_the_past_is_refused_at_once() -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            with pytest.raises(DeadlineExceededError):
+                it.submit(served(), "text", timeout_s=-1)
+
+    run(scenario)
+
+
+def test_a_request_that_would_miss_its_deadline_is_refused_with_the_wait() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            job = it.submit(model, *["word"] * 100)
+            with pytest.raises(OverloadedError, match="deadline would be missed") as caught:
+                it.submit(model, "text", timeout_s=0.5)
+            assert caught.value.retry_after_s == pytest.approx(it.engine.predicted_wait_s)
+            classifier.release()
+            await job.future
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_with_the_time_until_there_is_room() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench(max_wait_s=1.0) as it:
+            it.engine.check_admission()
+            job = it.submit(served(classifier), *["word"] * 200)
+            assert it.engine.predicted_wait_s > 1
+            with pytest.raises(OverloadedError, match="queue is full") as caught:
+                it.engine.check_admission()
+            assert caught.value.retry_after_s == pytest.approx(it.engine.predicted_wait_s - 1)
+            classifier.release()
+            await job.future
+            it.engine.check_admission()
+
+    run(scenario)
+
+
+def test_predictions_of_a_wait_follow_the_measured_rate() -> None:
+    async def scenario() -> None:
+        slow = served(coefficients=(10.0, 0.0, 0.0, 0.0))
+        async with bench() as it:
+            for _ in range(60):
+                await it.submit(slow, "text").future  # predicted to take 10 s, measured (on a still clock) at 0
+            blocked = FakeClassifier(blocked=True)
+            job = it.submit(served(blocked, coefficients=(10.0, 0.0, 0.0, 0.0)), "text")
+            assert it.engine.predicted_wait_s < 1
+            blocked.release()
+            await job.future
+
+    run(scenario)
+
+
+def test_a_text_that_breaks_the_engine_fails_alone() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(errors={"bad": RuntimeError("broken")}, blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            first = it.submit(model, "first")
+            await begun(classifier)
+            bad, good = it.submit(model, "bad"), it.submit(model, "good")
+            classifier.release()
+            assert isinstance(await failure(bad.future), InferenceError)
+            await asyncio.gather(first.future, good.future)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (TextTooLongError("too long"), TextTooLongError),
+        (RuntimeError("tokeniser broke"), InvalidTextError),
+    ],
+)
+def test_a_text_that_cannot_be_tokenised_fails_alone(raised: Exception, seen: type[Exception]) -> None:
+    async def scenario() -> None:
+        model = served(FakeClassifier(encode_errors={"bad": raised}))
+        async with bench() as it:
+            bad, good = it.submit(model, "bad"), it.submit(model, "good")
+            error = await failure(bad.future)
+            assert type(error) is seen
+            await good.future
+
+    run(scenario)
+
+
+def test_a_request_of_several_texts_fails_with_the_position_of_the_one_that_failed() -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            job = it.submit(served(FakeClassifier(encode_errors={"bad": InvalidTextError("no good")})), "good", "bad")
+            error = await failure(job.future)
+            assert isinstance(error, InvalidTextError)
+            assert str(error) == "input[1]: no good"
+
+    run(scenario)
+
+
+class Killer(BaseException):
+    """Not an Exception: nothing in a worker catches it."""
+
+
+def test_a_worker_that_dies_is_replaced_and_only_the_text_that_kills_fails() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(errors={"kill": Killer()}, blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            first = it.submit(model, "first")
+            await begun(classifier)
+            kill, good = it.submit(model, "kill"), it.submit(model, "good")
+            classifier.release()
+            assert isinstance(await failure(kill.future), WorkerLostError)
+            await asyncio.gather(first.future, good.future)
+            assert it.engine.able
+            assert it.sample("successor_worker_restarts_total", reason="died") == 2
+
+    run(scenario)
+
+
+def test_a_call_that_does_not_come_back_is_given_up_and_its_worker_replaced() -> None:
+    async def scenario() -> None:
+        stuck = FakeClassifier(blocked=True)
+        async with bench(stuck_call_s=5.0) as it:
+            lost = it.submit(served(stuck), "lost")
+            await begun(stuck)
+            it.clock.now += 6
+            assert isinstance(await failure(lost.future), WorkerLostError)
+            await it.submit(served(), "next").future
+            assert it.sample("successor_worker_restarts_total", reason="stuck") == 1
+            stuck.release()
+
+    run(scenario)
+
+
+def test_a_server_whose_calls_keep_getting_stuck_is_not_able_any_more() -> None:
+    async def scenario() -> None:
+        stuck = FakeClassifier(blocked=True)
+        async with bench(stuck_call_s=5.0) as it:
+            for _ in range(5):
+                assert it.engine.able
+                job = it.submit(served(stuck), "lost")
+                await begun(stuck)
+                it.clock.now += 6
+                assert isinstance(await failure(job.future), WorkerLostError)
+            assert not it.engine.able
+            with pytest.raises(ShuttingDownError):
+                it.engine.check_admission()
+            stuck.release()
+
+    run(scenario)
+
+
+def test_a_lone_request_takes_the_session_with_all_cores_and_one_in_a_crowd_does_not() -> None:
+    async def scenario() -> None:
+        shared, lone = FakeClassifier(blocked=True), FakeClassifier(blocked=True)
+        model = served(shared, lone=lone)
+        async with bench(workers=2) as it:
+            first = it.submit(model, "first")
+            await begun(lone)
+            second = it.submit(model, "second")
+            await begun(shared)
+            lone.release()
+            shared.release()
+            await asyncio.gather(first.future, second.future)
+            await it.submit(model, "soon after").future
+            it.clock.now += 1
+            await it.submit(model, "much later").future
+        assert [batch[0] for batch in lone.batches] == [fake_ids("first"), fake_ids("much later")]
+        assert [batch[0] for batch in shared.batches] == [fake_ids("second"), fake_ids("soon after")]
+
+    run(scenario)
+
+
+def test_draining_waits_for_every_answer() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench() as it:
+            jobs = [it.submit(served(classifier), "text") for _ in range(3)]
+            drained = asyncio.create_task(it.engine.drain())
+            await begun(classifier)
+            assert not drained.done()
+            classifier.release()
+            await drained
+            assert all(job.future.done() for job in jobs)
+
+    run(scenario)
+
+
+def test_closing_fails_what_was_not_answered_and_ends_the_threads() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        before = threading.active_count()
+        async with bench() as it:
+            job = it.submit(served(classifier), "text")
+            await begun(classifier)
+            closing = asyncio.create_task(it.engine.close())
+            assert isinstance(await failure(job.future), ShuttingDownError)
+            classifier.release()
+            await closing
+            assert not it.engine.able
+        assert threading.active_count() <= before + 2  # those of asyncio.to_thread
+
+    run(scenario)
+
+
+def test_a_version_knows_how_many_requests_it_still_owes() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        async with bench() as it:
+            job = it.submit(model, "one", "two")
+            assert model.pending == 1
+            classifier.release()
+            await job.future
+            assert model.pending == 0
+
+    run(scenario)
+
+
+def test_batches_are_counted() -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            registry = CollectorRegistry()
+            await it.submit(served(metrics=Metrics(registry)), "one two three").future
+            for name, expected in {
+                "batch_texts_sum": 1,
+                "batch_tokens_sum": 5,
+                "padding_share_sum": 0,
+                "texts_total": 1,
+            }.items():
+                assert registry.get_sample_value(f"successor_{name}", {"model": "fake", "version": "1"}) == expected
+
+    run(scenario)
