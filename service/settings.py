@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import SuccessorError
 
@@ -37,8 +38,8 @@ class Settings(BaseSettings):
         None, ge=1, le=256, description="workers of one process; None: the cores, divided by processes"
     )
 
-    models: tuple[str, ...] = Field(
-        (), description="JSON list of references to load; empty: of every name the default and every aliased version"
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="references to load, as JSON or with commas; empty: every name's default and aliased versions"
     )
     default_model: str | None = Field(None, description="the model of a request that names none")
     store_poll_ms: int = Field(1_000, ge=0, description="how often to look for new versions and aliases; 0: never")
@@ -62,6 +63,15 @@ class Settings(BaseSettings):
         "info", description="the least level that is logged"
     )
     log_requests: bool = Field(default=False, description="one log line for every request, not only for failed ones")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [reference.strip() for reference in value.split(",") if reference.strip()]
 
     @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:

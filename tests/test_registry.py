@@ -1,0 +1,247 @@
+"""Which versions are served, and which of them a reference means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from model_store.errors import IntegrityError
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.errors import InvalidRequestError, ModelNotLoadedError
+from service.metrics import Metrics
+from service.registry import Registry
+from service.served_model import ServedModel
+from tests.fakes import FakeClassifier, fake_manifest
+from tests.serving import served
+from tests.tiny import make_tiny_version
+
+
+class FakeLoader:
+    """Makes fakes of versions and remembers which; refuses those that it is told to."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.corrupt: set[str] = set()
+
+    def __call__(self, model: ModelId) -> ServedModel:
+        if str(model) in self.corrupt:
+            raise IntegrityError(f"{model} is corrupt")
+        self.loaded.append(str(model))
+        return served(FakeClassifier(fake_manifest(model.name, model.version)))
+
+
+class Scene:
+    """A store, a loader, and the registry between them."""
+
+    def __init__(self, store: ModelStore, *wanted: str, default: str | None = None) -> None:
+        self.store = store
+        self.loader = FakeLoader()
+        self.metrics_registry = CollectorRegistry()
+        self.registry = Registry(
+            store,
+            wanted=wanted,
+            default_model=default,
+            load=self.loader,
+            metrics=Metrics(self.metrics_registry),
+        )
+
+    def answering(self) -> dict[str, str]:
+        return {name: route.model.reference for name, route in self.registry.table.routes.items()}
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_without_a_choice_every_default_and_every_aliased_version_is_loaded(store: ModelStore) -> None:
+    async def scenario() -> None:
+        make_tiny_version(store, aliases=("canary",))
+        make_tiny_version(store, seed=1)
+        make_tiny_version(store, seed=2, aliases=("production",))
+        make_tiny_version(store, "other")
+        make_tiny_version(store, "other", seed=1)
+        scene = Scene(store)
+        await scene.registry.sync()
+        assert scene.answering() == {
+            "tiny": "tiny@3",
+            "tiny@3": "tiny@3",
+            "tiny@production": "tiny@3",
+            "tiny@canary": "tiny@1",
+            "tiny@1": "tiny@1",
+            "other": "other@2",
+            "other@2": "other@2",
+        }
+        assert sorted(scene.loader.loaded) == ["other@2", "tiny@1", "tiny@3"]
+        assert scene.metrics_registry.get_sample_value("successor_loaded_versions") == 3
+
+    run(scenario)
+
+
+def test_a_choice_of_references_loads_those_alone(store: ModelStore) -> None:
+    async def scenario() -> None:
+        make_tiny_version(store)
+        make_tiny_version(store, seed=1, aliases=("production",))
+        scene = Scene(store, "tiny@1", "tiny@nobody", "missing")
+        await scene.registry.sync()
+        assert scene.answering() == {"tiny@1": "tiny@1"}
+        assert set(scene.registry.table.failures) == {"tiny@nobody", "missing"}
+
+    run(scenario)
+
+
+def test_the_arm_is_the_alias_that_was_named(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        arms = {name: scene.registry.route(name).arm for name in ("tiny", "tiny@1", "tiny@production")}
+        assert arms == {"tiny": "default", "tiny@1": "default", "tiny@production": "production"}
+
+    run(scenario)
+
+
+def test_an_unknown_reference_is_answered_with_what_is_there(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        for reference in ("nobody", "tiny@9", "tiny@canary", "../tiny", "", "x" * 100_000):
+            with pytest.raises(ModelNotLoadedError, match="this server has tiny, tiny@1, tiny@production") as caught:
+                scene.registry.route(reference)
+            assert len(str(caught.value)) < 400
+
+    run(scenario)
+
+
+def test_a_request_without_a_model_gets_the_default_or_is_told_to_name_one(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store, default="tiny@1")
+        await scene.registry.sync()
+        assert scene.registry.route(None).model.reference == "tiny@1"
+        scene = Scene(store)
+        with pytest.raises(InvalidRequestError, match="name a model: this server has nothing"):
+            scene.registry.route(None)
+
+    run(scenario)
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_others_up_and_says_why(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        make_tiny_version(store, "broken")
+        scene = Scene(store)
+        scene.loader.corrupt = {"broken@1"}
+        await scene.registry.sync()
+        assert scene.registry.route("tiny").model.reference == "tiny@1"
+        with pytest.raises(ModelNotLoadedError, match="could not be loaded: broken@1 is corrupt"):
+            scene.registry.route("broken")
+
+    run(scenario)
+
+
+def test_aliases_that_cannot_be_read_leave_the_other_names_up(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        make_tiny_version(store, "broken", aliases=("production",))
+        (store.root / "broken" / "aliases.json").unlink()
+        (store.root / "broken" / "aliases.json").write_text("not json")
+        scene = Scene(store)
+        await scene.registry.sync()
+        assert scene.registry.route("tiny").model.reference == "tiny@1"
+        assert "broken" in scene.registry.table.failures
+
+    run(scenario)
+
+
+def test_a_moved_alias_is_served_after_a_sync_and_loaded_versions_are_not_loaded_again(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        before = scene.registry.route("tiny@1").model
+        make_tiny_version(store, seed=1, aliases=("production",))
+        store.promote(tiny, "previous")
+        await scene.registry.sync()
+        assert scene.answering()["tiny"] == "tiny@2"
+        assert scene.registry.route("tiny@previous").model is before
+        assert scene.loader.loaded == ["tiny@1", "tiny@2"]
+
+    run(scenario)
+
+
+def test_an_alias_stays_with_its_old_version_while_the_new_one_cannot_be_loaded(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        make_tiny_version(store, seed=1, aliases=("production",))
+        scene.loader.corrupt = {"tiny@2"}
+        await scene.registry.sync()
+        assert scene.registry.route("tiny@production").model.reference == "tiny@1"
+        assert scene.registry.table.failures["tiny@production"] == "tiny@2 is corrupt"
+
+    run(scenario)
+
+
+def test_a_version_that_is_not_wanted_any_more_is_released_once_it_owes_nothing(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        old = scene.registry.route("tiny").model
+        old.pending = 1
+        make_tiny_version(store, seed=1, aliases=("production",))
+        await scene.registry.sync()
+        scene.registry.release_drained()
+        assert scene.registry.retired == [old]
+        old.pending = 0
+        scene.registry.release_drained()
+        assert scene.registry.retired == []
+
+    run(scenario)
+
+
+def test_the_store_is_watched(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        watching = asyncio.create_task(scene.registry.watch(0.01))
+        await asyncio.sleep(0.05)
+        make_tiny_version(store, seed=1, aliases=("production",))
+        while scene.answering()["tiny"] != "tiny@2":  # noqa: ASYNC110 - the watcher has no event
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    run(scenario)
+
+
+def test_every_loaded_version_is_calibrated_once(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        measured: list[str] = []
+
+        async def measure(model: ServedModel) -> None:
+            measured.append(model.reference)
+
+        calibrating = asyncio.create_task(scene.registry.calibrate(measure))
+        while not measured:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        calibrating.cancel()
+        assert measured == ["tiny@1"]
+
+    run(scenario)
+
+
+def test_an_empty_store_serves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        scene = Scene(ModelStore(tmp_path / "nothing"))
+        table = await scene.registry.sync()
+        assert (table.routes, table.failures) == ({}, {})
+
+    run(scenario)

@@ -1,0 +1,81 @@
+"""Settings: the environment, their limits, and what they say when they are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import PREFIX, InvalidSettingsError, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv((PREFIX + field).upper(), raising=False)
+
+
+def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_PORT", "9000")
+    monkeypatch.setenv("SUCCESSOR_MODELS", '["sentiment", "sentiment@2"]')
+    settings = load_settings()
+    assert (settings.port, settings.models) == (9000, ("sentiment", "sentiment@2"))
+
+
+def test_models_may_be_given_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_MODELS", "sentiment, sentiment@2,")
+    assert load_settings().models == ("sentiment", "sentiment@2")
+
+
+def test_what_is_chosen_in_the_call_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_PORT", "9000")
+    assert load_settings(port=9001, store_dir=Path("there")).port == 9001
+
+
+def test_an_unknown_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_PROT", "9000")
+    with pytest.raises(InvalidSettingsError, match="unknown environment variables: SUCCESSOR_PROT"):
+        load_settings()
+
+
+def test_variables_of_other_parts_of_the_project_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_CACHE_DIR", "somewhere")
+    load_settings()
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(InvalidSettingsError, match="SUCCESSOR_PROT: "):
+        load_settings(prot=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "many"), ("PROCESSES", "0"), ("PROVIDER", "tpu"), ("MAX_WAIT_MS", "0"), ("MODELS", "[x")],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"SUCCESSOR_{name}", value)
+    with pytest.raises(InvalidSettingsError) as caught:
+        load_settings()
+    assert name.lower() in str(caught.value).lower()
+    assert "\n" not in str(caught.value)
+
+
+def test_they_never_change() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+def test_workers_are_the_cores_divided_by_the_processes_unless_said() -> None:
+    assert load_settings(threads=3).workers == 3
+    assert load_settings(processes=64).workers == 1
+    assert load_settings().workers >= 1
+
+
+def test_every_setting_is_described_and_times_and_sizes_name_their_unit() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        if name.endswith(("wait", "timeout", "poll", "drain", "body")):
+            pytest.fail(f"{name} does not name its unit")
