@@ -3,7 +3,7 @@
 Read in this order:
 
 1. `manifest`: the words: a model's id, its files, the manifest of one version.
-2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases.
+2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases; `disk` is what it writes with.
 3. `encoding`: text or pair to token ids.
 4. `classifier`: `OnnxClassifier`: encode, run, scores; what the gate and the server both run.
 5. `statistics`: intervals for comparisons.

@@ -20,6 +20,9 @@ from model_store.manifest import ModelId
 from model_store.store import Draft, ModelStore
 from tests.tiny import make_tiny_version, tiny_draft
 
+# Python 3.12 warns of forking beside threads (the test runner has some): the children only write files and exit.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 Moment = Literal["before", "middle", "after"]
 State = tuple[tuple[int, ...], tuple[tuple[str, int], ...]]
 
