@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from tests.tiny import make_tiny_version
+
+# Tests run side by side, and their models are tiny: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile(
     "deterministic",
