@@ -20,10 +20,10 @@ from tests.benchmarks.figures import Bar, Report, at_least
 from tests.benchmarks.queue_cost import measure_queue_cost
 from tests.benchmarks.servers import service
 from tests.benchmarks.subjects import Subject, read_texts
-from tests.benchmarks.throughput import Rates, measure_throughput
+from tests.benchmarks.throughput import measure_throughput
 from tests.benchmarks.wrk import generator
 
-SUCCESSOR, PREDECESSOR = "sentiment", "sentiment-predecessor"
+SUCCESSOR = "sentiment"
 SECTIONS = ("throughput", "arrivals", "life-cycle", "queue")
 _SIX_LAYERS_BAR = at_least(0.95)
 _THREE_LAYERS_BAR = at_least(0.88)
@@ -63,31 +63,30 @@ def _parse() -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace, effort: Effort, report: Report, logs: Path) -> None:
     only: list[str] = arguments.only or list(SECTIONS)
-    cores = max(1, int(usable_cores()))
-    texts = read_texts(arguments.texts, effort.texts)
-    subjects = _subjects(arguments, texts, report)
-    for subject, _ in subjects:
-        report.console.print(subject.describe(), highlight=False)
     if "queue" in only:
         measure_queue_cost(effort, report)
-    rates: dict[str, Rates] = {}
+    if set(only) == {"queue"}:
+        return
+    cores = max(1, int(usable_cores()))
+    subjects = _subjects(arguments, read_texts(arguments.texts, effort.texts), report)
+    for subject, _ in subjects:
+        report.console.print(subject.describe(), highlight=False)
+    first, last = subjects[0][0], subjects[-1][0]
     if "throughput" in only or "arrivals" in only:
-        for number, (subject, bar) in enumerate(subjects):
-            rates[subject.label] = measure_throughput(
-                subject, effort, report, logs, cores=cores, bar=bar, plain=number == 0
-            )
-    main_subject, other = subjects[0][0], subjects[-1][0]
-    if "arrivals" in only:
-        engine = EngineAlone(main_subject, cores)
-        measured = rates[main_subject.label]
-        with service(main_subject, logs) as served:
-            arrivals.measure_arrivals(engine, served, effort, report, cores=cores)
-            arrivals.measure_overload(served, measured, effort, report, label=main_subject.label)
+        measured = subjects if "throughput" in only else subjects[:1]
+        rates = [
+            measure_throughput(subject, effort, report, logs, cores=cores, bar=bar, plain=subject is first)
+            for subject, bar in measured
+        ]
+        if "arrivals" in only:
+            with service(first, logs) as served:
+                arrivals.measure_arrivals(EngineAlone(first, cores), served, effort, report, cores=cores)
+                arrivals.measure_overload(served, rates[0], effort, report, label=first.label)
     if "life-cycle" in only:
-        life_cycle.measure_start(main_subject, effort, report, logs)
-        life_cycle.measure_swaps(other, main_subject, effort, report, logs)
-        life_cycle.measure_termination(main_subject, effort, report, logs)
-        life_cycle.measure_memory(other, effort, report, logs)
+        life_cycle.measure_start(first, effort, report, logs)
+        life_cycle.measure_swaps(last, first, effort, report, logs)
+        life_cycle.measure_termination(first, effort, report, logs)
+        life_cycle.measure_memory(last, effort, report, logs)
 
 
 def _subjects(arguments: argparse.Namespace, texts: list[str], report: Report) -> list[tuple[Subject, Bar | None]]:

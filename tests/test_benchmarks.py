@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from tests.benchmarks.arrivals import ideal_latencies
+from tests.benchmarks.engine import Arrangement, EngineAlone, arrangements
+from tests.benchmarks.figures import Figure, Report, at_least, at_most, ratio_of_rounds
+from tests.benchmarks.subjects import Subject, read_texts, republish
+from tests.benchmarks.wrk import drive
+from tests.stub_server import StubServer, labelled
+from tests.tiny import make_tiny_version
+
+TEXTS = ["the film is good", "dull", "it is a warm and great story"]
+
+
+def test_an_ideal_queue_serves_in_order_with_as_many_servers_as_there_are() -> None:
+    latencies = ideal_latencies([0.0, 0.0, 0.0, 1.0, 9.0], [2.0, 4.0, 3.0, 1.0, 1.0], servers=2)
+    assert latencies.tolist() == [2.0, 4.0, 5.0, 4.0, 1.0]
+
+
+def test_an_ideal_queue_at_half_load_waits_as_theory_says() -> None:
+    generator = np.random.default_rng(0)
+    arrivals = np.cumsum(generator.exponential(2.0, 100_000))
+    latencies = ideal_latencies(arrivals.tolist(), generator.exponential(1.0, 100_000).tolist(), servers=1)
+    assert latencies.mean() == pytest.approx(2.0, rel=0.05)  # M/M/1: 1 / (1 - 0.5)
+
+
+def test_a_file_whose_answers_depend_on_the_batch_is_run_one_text_at_a_time() -> None:
+    assert {arrangement.batch for arrangement in arrangements(2, batched=False)} == {1}
+    assert len(arrangements(2, batched=True)) == 10
+    assert len(arrangements(1, batched=True)) == 5
+
+
+def test_the_engine_alone_gives_the_same_answers_in_batches(store: ModelStore, tiny: ModelId) -> None:
+    engine = EngineAlone(Subject("tiny", store, tiny, TEXTS), cores=2)
+    for arrangement in engine.allowed:
+        assert engine.largest_difference(arrangement, 3) <= 1e-6
+        assert engine.texts_a_second(arrangement, 0.01, tokenise=True) > 0
+    assert (engine.service_times(2) > 0).all()
+
+
+def test_a_difference_between_batches_is_found(store: ModelStore) -> None:
+    model = make_tiny_version(store, "leaky", batch_invariant=False)
+    engine = EngineAlone(Subject("leaky", store, model, TEXTS), cores=2)
+    assert {arrangement.batch for arrangement in engine.allowed} == {1}
+    together = Arrangement(callers=1, threads=1, batch=3, by_length=False)
+    assert engine.largest_difference(together, 3) > 0.01
+
+
+def test_a_version_is_republished_under_another_name_with_the_next_number(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    target = ModelStore(tmp_path / "target")
+    assert [str(republish(store, tiny, target, "other")) for _ in range(2)] == ["other@1", "other@2"]
+    assert target.open(target.resolve("other@2")).manifest.artifacts == store.manifest(tiny).artifacts
+
+
+def test_texts_are_read_where_there_are_some_and_made_up_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    assert sorted(read_texts(file, 10)) == sorted(TEXTS)
+    made_up = read_texts(tmp_path / "none", 50)
+    assert made_up == read_texts(tmp_path / "none", 50)
+    assert len(made_up) == 50
+
+
+def test_a_figure_passes_on_the_right_side_of_its_bar_and_nan_never_does() -> None:
+    report = Report(Console(file=io.StringIO()))
+    for value, bar in ((2.0, at_least(1)), (2.0, at_most(1)), (float("nan"), at_most(1)), (1.0, None)):
+        report.add(Figure("subject", "name", value, bar=bar))
+    assert [figure.verdict for figure in report.figures] == ["pass", "FAIL", "FAIL", ""]
+    assert len(report.failed) == 2
+    assert report.verdicts().row_count == 3
+
+
+def test_a_ratio_of_rounds_is_of_their_sums() -> None:
+    ratio = ratio_of_rounds([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert (ratio.value, ratio.low, ratio.high) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_server_is_driven_with_every_text_and_failures_are_counted(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not installed:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    bodies = [{"input": text} for text in TEXTS]
+    with StubServer(classify=lambda body: labelled("x") if body["input"] != "dull" else (429, {})) as server:
+        driven = drive(server.url, "/v1/classify", bodies, 2, 1)
+    assert driven.answers_a_second > 0
+    assert driven.failed > 0
+    assert {body["input"] for body in server.asked} == set(TEXTS)
+
+
+@pytest.mark.slow
+def test_a_section_runs_by_itself_and_writes_its_figures(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks",
+        "--quick",
+        "--only",
+        "queue",
+        "--json",
+        str(tmp_path / "f.json"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "f.json").read_text())
+    assert [figure["subject"] for figure in content["figures"]] == ["queue"] * 3
+    assert content["machine"]["cores"] >= 1
