@@ -1,0 +1,197 @@
+"""The whole build, for real, with a model of a few thousand numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, RecipeError
+from model_store.builder.pipeline import Build, build, check_installation, make_plan
+from model_store.builder.recipe import Recipe, apply_override, resolve
+from model_store.builder.report import REPORT_FILES
+from model_store.builder.runner import Runner
+from model_store.classifier import OnnxClassifier, to_scores
+from model_store.encoding import TextItem
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they bring on matrices of 16 columns."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the tiny data and encoder, the work folder and the store of one finished build."""
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def document(folder: Path) -> dict[str, Any]:
+    return tiny_document(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, document: dict[str, Any]) -> Build:
+    return build(resolve(document, folder), ModelStore(folder / "store"), folder / "work", Recorder())
+
+
+def changed(document: dict[str, Any], folder: Path, *overrides: str) -> Recipe:
+    copy = json.loads(json.dumps(document))
+    for override in overrides:
+        apply_override(copy, override)
+    return resolve(copy, folder)
+
+
+def test_a_build_publishes_a_predecessor_and_its_successor_in_production(folder: Path, finished: Build) -> None:
+    store = ModelStore(folder / "store")
+    assert (str(finished.predecessor), str(finished.successor)) == ("tiny-predecessor@1", "tiny@1")
+    assert store.resolve("tiny@production") == finished.successor
+    assert store.resolve("tiny-predecessor@production") == finished.predecessor
+    old, new = store.open(finished.predecessor).manifest, store.open(finished.successor).manifest
+    assert [entry.file for entry in old.artifacts] == ["fp32.onnx"]
+    assert [entry.precision for entry in new.artifacts] == ["fp32", "int8"]
+    assert {*REPORT_FILES, "tokenizer.json"} == {entry.file for entry in new.files}
+    assert (new.lineage.predecessor, new.lineage.predecessor_sha256) == ("tiny-predecessor@1", old.artifacts[0].sha256)
+    assert (new.lineage.encoder_licence, new.lineage.data.licence) == ("CC0-1.0", "CC0-1.0")
+    assert new.lineage.recipe["steps"][1]["layers"] == 2
+    assert all(check.passed for check in new.gate)
+    assert new.measurements["successor_parity"] <= 1e-4
+
+
+def test_what_was_published_answers_through_the_servers_own_classifier(folder: Path, finished: Build) -> None:
+    version = ModelStore(folder / "store").open(finished.successor)
+    for artifact in version.manifest.artifacts:
+        classifier = OnnxClassifier(version, artifact=artifact)
+        logits = classifier.run([classifier.encode(TextItem("good w1 w2"))])
+        assert to_scores(logits, version.manifest.scores).sum() == pytest.approx(1)
+
+
+def test_the_report_has_quality_with_intervals_files_candidates_and_steps(folder: Path, finished: Build) -> None:
+    report = json.loads(finished.report.read_text(encoding="utf-8"))
+    assert set(report["quality"]["estimates"]) == {
+        "predecessor",
+        "successor",
+        "tfidf",
+        "retention",
+        "predecessor_margin",
+        "successor_margin",
+    }
+    assert len(report["candidates"]) == 5
+    steps = [(step["model"], step["operator"]) for step in report["steps"]]
+    assert steps[:3] == [("predecessor", "fine_tune"), ("predecessor", "export"), ("successor", "theseus")]
+    text = finished.report.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| tfidf |" in text
+    assert set(finished.seconds) == {"fine_tune", "theseus", "export", "quantize", "evaluate"}
+
+
+def test_building_again_takes_what_is_kept_and_adds_no_second_predecessor(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "store", tmp_path / "store")
+    progress = Recorder()
+    again = build(resolve(document, folder), ModelStore(tmp_path / "store"), folder / "work", progress)
+    assert not progress.advances
+    assert (again.predecessor, again.successor) == (finished.predecessor, ModelId(name="tiny", version=2))
+    assert again.measurements == finished.measurements
+
+
+def test_a_dry_run_knows_which_steps_are_kept(folder: Path, document: dict[str, Any], finished: Build) -> None:
+    runner = Runner(folder / "work", Recorder())
+    assert make_plan(resolve(document, folder), offline=True).kept(runner) == [True] * 4
+    other = changed(document, folder, "steps.1.base_rate=0.5")
+    assert make_plan(other, offline=True).kept(runner) == [True, False, False, False]
+    assert make_plan(changed(document, folder, "seed=1"), offline=True).kept(runner) == [False] * 4
+
+
+def test_a_failed_gate_publishes_nothing_and_keeps_the_results(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    recipe = changed(document, folder, "gate.min_size_ratio=100", "gate.min_test_rows=1")
+    with pytest.raises(GateFailedError, match=r"size_ratio is .*, wanted ≥ 100 \(results are in"):
+        build(recipe, ModelStore(tmp_path / "store"), folder / "work", Recorder())
+    assert not (tmp_path / "store").exists()
+    report = json.loads(finished.report.read_text(encoding="utf-8"))
+    assert [check["passed"] for check in report["gate"] if check["name"] == "size_ratio"] == [False]
+
+
+def test_a_build_that_is_killed_leaves_the_store_as_it_was_and_goes_on_when_run_again(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    recipe, store = resolve(document, folder), ModelStore(tmp_path / "store")
+    for kill in (("fine_tune", 7), ("theseus", 13), ("quantize", 2)):
+        with pytest.raises(Killed):
+            build(recipe, store, tmp_path / "work", Recorder(kill))
+        assert store.names() == []
+    again = build(recipe, store, tmp_path / "work", Recorder())
+    old, new = (ModelStore(folder / "store").manifest(finished.successor), store.manifest(again.successor))
+    assert old.artifacts[0].sha256 == new.artifacts[0].sha256
+
+
+def test_a_predecessor_that_is_fine_tuned_already_needs_no_first_step(folder: Path, tmp_path: Path) -> None:
+    labels = ("positive", "negative")
+    tuned = tiny_document(tmp_path, encoder=make_tiny_encoder(tmp_path / "tuned", labels=labels))
+    del tuned["steps"][0]
+    done = build(resolve(tuned, tmp_path), ModelStore(tmp_path / "store"), tmp_path / "work", Recorder())
+    assert ModelStore(tmp_path / "store").manifest(done.successor).scores.labels == labels
+
+
+def test_an_unknown_label_of_a_tuned_predecessor_is_refused_before_training(tmp_path: Path) -> None:
+    tuned = tiny_document(tmp_path, encoder=make_tiny_encoder(tmp_path / "tuned", labels=("good", "bad")))
+    del tuned["steps"][0]
+    with pytest.raises(DataError, match="unknown to the predecessor, which has 'good', 'bad'"):
+        make_plan(resolve(tuned, tmp_path))
+
+
+@pytest.mark.parametrize(("problem", "pair"), [("multi_label", False), ("regression", True)])
+def test_other_problems_and_pairs_are_built_the_same_way(tmp_path: Path, problem: str, pair: bool) -> None:
+    recipe = resolve(tiny_document(tmp_path, problem=problem, pair=pair), tmp_path)
+    done = build(recipe, ModelStore(tmp_path / "store"), tmp_path / "work", Recorder())
+    manifest = ModelStore(tmp_path / "store").manifest(done.successor)
+    assert (manifest.scores.problem, manifest.inputs.pair) == (problem, pair)
+
+
+def test_a_successor_may_be_quantised_alone(document: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    plain = json.loads(json.dumps(document))
+    del plain["steps"][1]
+    done = build(resolve(plain, folder), ModelStore(tmp_path / "store"), folder / "work", Recorder())
+    store = ModelStore(tmp_path / "store")
+    old, new = store.manifest(done.predecessor).artifacts, store.manifest(done.successor).artifacts
+    assert old[0].sha256 == new[0].sha256
+    assert new[1].precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_length=64", "max_length: the predecessor reads at most 40 tokens"),
+        ("steps.1.layers=3", "steps.1.layers: 3 does not divide the 4 layers"),
+        ("steps.1.rate_per_step=0.001", "steps.1.rate_per_step: p reaches 1 only after step 700 of 24"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_anything_is_trained(
+    document: dict[str, Any], folder: Path, override: str, message: str
+) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        make_plan(changed(document, folder, override))
+    assert message in str(refusal.value)
+
+
+def test_missing_packages_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optimum", None)
+    with pytest.raises(BuildExtraError, match=r"a build needs optimum: pip install 'successor\[build\]'"):
+        check_installation()
