@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from service.comparison.connection import NO_ANSWER, Origin, Reply
 from service.comparison.errors import LoadError
-from service.comparison.load import NO_ANSWER, Client, Origin, Reply, poisson_arrivals, run
+from service.comparison.load import Client, poisson_arrivals, run
 from tests.stub_server import StubServer, labelled
 
 

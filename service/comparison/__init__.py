@@ -3,10 +3,10 @@
 Read in this order:
 
 1. `texts`: the texts, their labels, and whether they fit the models.
-2. `load`: the load generator: keep-alive connections, closed and open loop.
+2. `connection`, `load`: the load generator: keep-alive connections, closed and open loop.
 3. `servers`: the servers that are started for a comparison, and what they say of their models.
 4. `measure`: the interleaving, and the raw samples that it leaves.
-5. `results`: from samples to figures with intervals, and the conclusions that they allow.
+5. `quality`, `results`: from samples to figures with intervals, and the conclusions that they allow.
 6. `report`, `plots`: the table, report.json, report.md, samples.csv, and the pictures.
 7. `machine`: what the figures were measured on.
 8. `cli`: `successor compare`.

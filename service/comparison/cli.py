@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from model_store.store import ModelStore
 from service.comparison import load
+from service.comparison.connection import Origin
 from service.comparison.errors import MissingExtraError
 from service.comparison.machine import describe_machine
 from service.comparison.measure import BLOCKS, PAIRS, Plan, Sample, Side, Sides, check_sides, measure
@@ -94,7 +95,7 @@ def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Compari
 
 
 def _on_server(url: str, a: str, b: str) -> Sides:
-    server = Server(load.Origin.parse(url).url)
+    server = Server(Origin.parse(url).url)
     models = server.models()
     return Sides(*(Side(reference, resolve_served(models, reference), server) for reference in (a, b)))
 

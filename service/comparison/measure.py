@@ -18,8 +18,9 @@ import numpy as np
 import orjson
 
 from model_store.manifest import Problem
+from service.comparison.connection import Origin, Reply
 from service.comparison.errors import ComparisonError, LoadError
-from service.comparison.load import Client, Origin, Reply
+from service.comparison.load import Client
 from service.comparison.servers import ServedModel, Server
 from service.comparison.texts import Example
 

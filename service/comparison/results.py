@@ -9,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from model_store.manifest import Problem
 from model_store.statistics import (
     Estimate,
-    difference_of_means,
-    mcnemar,
     paired_bootstrap,
     quantile_estimate,
     ratio_of_medians,
 )
 from service.comparison.machine import Machine
 from service.comparison.measure import Answer, Key, Sample, Sides
-from service.comparison.texts import Example, Label
+from service.comparison.quality import Quality
+from service.comparison.texts import Example
 
 QUANTILES = (0.50, 0.95, 0.99)
 
@@ -114,7 +112,7 @@ def summarise(
     """Compute every figure; `samples` must hold every text at the larger number of connections, for both models."""
     many = max(sample.connections for sample in samples)
     answers = {key: _answers(samples, key, many) for key in _KEYS}
-    quality = _Quality(sides.a.served.problem, [example.label for example in examples], answers["a"], answers["b"])
+    quality = Quality(sides.a.served.problem, [example.label for example in examples], answers["a"], answers["b"])
     latencies = {key: _latencies(samples, key, 1) for key in _KEYS}
     block_seconds = {key: _block_seconds(samples, key, many) for key in _KEYS}
     speedup = ratio_of_medians(latencies["a"], latencies["b"])
@@ -189,64 +187,6 @@ def _conclude_ratio(ratio: Estimate, what: str, words: tuple[str, str]) -> str:
 
 
 _KEYS: tuple[Key, Key] = ("a", "b")
-
-
-class _Quality:
-    """How well the answers of both models fit the labels, and each other."""
-
-    def __init__(
-        self, problem: Problem, labels: Sequence[Label | None], a: Sequence[Answer], b: Sequence[Answer]
-    ) -> None:
-        self.labelled = [text for text, label in enumerate(labels) if label is not None]
-        self._regression = problem == "regression"
-        self._answers: dict[Key, Sequence[Answer]] = {"a": a, "b": b}
-        self._labels = labels
-
-    def agreement(self) -> float | None:
-        if self._regression:
-            return None
-        pairs = list(zip(self._answers["a"], self._answers["b"], strict=True))
-        return sum(a == b for a, b in pairs) / len(pairs)
-
-    def accuracy(self, key: Key) -> Estimate | None:
-        right = self._right(key)
-        return None if right is None else paired_bootstrap(lambda sample: float(sample.mean()), right)
-
-    def difference(self) -> Estimate | None:
-        a, b = self._right("a"), self._right("b")
-        return None if a is None or b is None else difference_of_means(b, a)
-
-    def mcnemar_p(self) -> float | None:
-        a, b = self._right("a"), self._right("b")
-        return None if a is None or b is None else mcnemar(int((a & ~b).sum()), int((b & ~a).sum()))
-
-    def pearson(self, key: Key) -> float | None:
-        """Pearson's correlation with the labels; None where it is not defined (fewer than 3 texts, or all alike)."""
-        if not self._regression or len(self.labelled) < 3:
-            return None
-        wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
-        given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
-        if wanted.std() == 0 or given.std() == 0:
-            return None
-        return float(np.corrcoef(wanted, given)[0, 1])
-
-    def retention(self) -> float | None:
-        if self._regression:
-            before, after = self.pearson("a"), self.pearson("b")
-        else:
-            a, b = self._right("a"), self._right("b")
-            before, after = (None, None) if a is None or b is None else (float(a.mean()), float(b.mean()))
-        return after / before if before and after is not None else None
-
-    def _right(self, key: Key) -> NDArray[np.bool_] | None:
-        """Whether each labelled text was answered with its label, by name; None where there is nothing to say."""
-        if self._regression or not self.labelled:
-            return None
-        return np.array([self._answers[key][text] == _canonical(self._labels[text]) for text in self.labelled])
-
-
-def _canonical(label: Label | None) -> Answer | None:
-    return tuple(sorted(set(label))) if isinstance(label, tuple) else label
 
 
 def _answers(samples: Sequence[Sample], key: Key, connections: int) -> list[Answer]:

@@ -11,6 +11,7 @@ import psutil
 from numpy.typing import NDArray
 
 from service.comparison import load
+from service.comparison.connection import Reply
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import EngineAlone
 from tests.benchmarks.figures import Figure, Report, at_least, at_most
@@ -99,7 +100,7 @@ def _closed_rate(served: Target, effort: Effort) -> float:
     return drive(served.server.url, served.path, served.bodies, 16, effort.round_seconds).answers_a_second
 
 
-async def _open_loop(served: Target, arrivals: Sequence[float], headers: dict[str, str]) -> list[load.Reply]:
+async def _open_loop(served: Target, arrivals: Sequence[float], headers: dict[str, str]) -> list[Reply]:
     requests = itertools.cycle(served.requests(headers))
     async with load.Client(served.server.url, 64, strict=False) as client:
         return await client.open_loop(requests, arrivals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,8 +44,11 @@ def available() -> bool:
 
 
 def artificial_subject(store: ModelStore, layers: int, method: Method, texts: list[str]) -> Subject:
-    """An int8 classifier with `layers` layers of hidden size 384; made once, then taken from the store."""
-    name = f"random-{layers}-layers-{method}"
+    """An int8 classifier with `layers` layers of hidden size 384; made once, then taken from the store.
+
+    Its vocabulary is that of the texts, so that they get as many tokens as they would from a tokenizer that knows them.
+    """
+    name = f"random-{layers}-layers-{method}-{zlib.crc32(''.join(texts).encode()):08x}"
     try:
         model = store.resolve(name)
     except ModelNotFoundError:

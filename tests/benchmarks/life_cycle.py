@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from model_store.classifier import to_scores
 from model_store.store import ModelStore
 from service.comparison import load
+from service.comparison.connection import END_OF_STREAM, NO_ANSWER, Reply
 from service.comparison.servers import Server, serving
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.figures import Figure, Report, at_most
@@ -51,10 +52,8 @@ def measure_termination(subject: Subject, effort: Effort, report: Report, logs: 
     for _ in range(effort.terminations):
         with service(subject, logs) as target:
             replies, code = load.run(_load_and_end(target))
-        answered += sum(reply.status != load.NO_ANSWER for reply in replies)
-        lost += sum(
-            reply.status == load.NO_ANSWER and reply.body.endswith(load.END_OF_STREAM.encode()) for reply in replies
-        )
+        answered += sum(reply.status != NO_ANSWER for reply in replies)
+        lost += sum(reply.status == NO_ANSWER and reply.body.endswith(END_OF_STREAM.encode()) for reply in replies)
         bad_exits += code != 0
     note = f"{effort.terminations} times, {answered} answers"
     report.add(Figure(subject.label, "SIGTERM under load: read and not answered", lost, bar=at_most(0), note=note))
@@ -110,7 +109,7 @@ def _promote(server: Server, version: int) -> None:
     answer.raise_for_status()
 
 
-async def _load_and_swap(target: Target, effort: Effort) -> list[load.Reply]:
+async def _load_and_swap(target: Target, effort: Effort) -> list[Reply]:
     swapped = asyncio.Event()
 
     def requests() -> Iterator[bytes]:
@@ -131,7 +130,7 @@ async def _load_and_swap(target: Target, effort: Effort) -> list[load.Reply]:
     return replies.result()
 
 
-async def _load_and_end(target: Target) -> tuple[list[load.Reply], int | None]:
+async def _load_and_end(target: Target) -> tuple[list[Reply], int | None]:
     ended = asyncio.Event()
     prepared = itertools.cycle(target.requests())
     process = target.server.process

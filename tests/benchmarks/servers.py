@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.comparison.load import Origin
+from service.comparison.connection import Origin
 from service.comparison.servers import Server, free_port, running, serving
 from tests.benchmarks.subjects import Subject
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.comparison import load
+from service.comparison.connection import Origin
 from service.comparison.errors import LoadError
 
 _SCRIPT = Path(__file__).with_name("cycle.lua")
@@ -51,7 +52,7 @@ def drive(url: str, path: str, bodies: Sequence[object], connections: int, secon
 
 
 async def _drive(url: str, path: str, bodies: Sequence[object], connections: int, seconds: float) -> Driven:
-    origin = load.Origin.parse(url)
+    origin = Origin.parse(url)
     requests = itertools.cycle([origin.post(path, body) for body in bodies])
     async with load.Client(url, connections, strict=False) as client:
         replies = await client.closed_loop(requests, seconds=seconds)

@@ -1,0 +1,182 @@
+"""One keep-alive connection that carries one request at a time: prepared bytes out, a stamped reply back.
+
+The clock is read when the request is written and when the parser sees the answer's end, not when a task gets its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from httptools import HttpParserError, HttpResponseParser
+
+from service.comparison.errors import LoadError
+
+NO_ANSWER = 0
+END_OF_STREAM = "end of stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One request's answer; times are of `perf_counter`, in seconds.
+
+    `status` is `NO_ANSWER` (0) where the connection failed; `body` then says how. It ends with `END_OF_STREAM` where
+    the server closed the connection after it had read everything: with bytes unread it would have been reset.
+    """
+
+    index: int
+    status: int
+    body: bytes
+    due: float
+    sent: float
+    ended: float
+
+    @property
+    def latency(self) -> float:
+        """Seconds from when the request was due (in a closed loop: sent) to its answer's last byte."""
+        return self.ended - self.due
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where requests go: `http://host:port/prefix`, taken apart."""
+
+    url: str
+    host: str
+    port: int
+    prefix: str
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> Origin:
+        """Take a URL apart.
+
+        Raises:
+            LoadError: not an http or https URL with a host.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise LoadError(f"{url!r} is not a URL ({error}): use http://host:port") from error
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise LoadError(f"{url!r} is not a server's URL: use http://host:port")
+        tls = parts.scheme == "https"
+        return cls(url.rstrip("/"), parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"), tls)
+
+    def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> bytes:
+        """A whole POST request with a JSON body, ready to be written."""
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        further = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        head = (
+            f"POST {self.prefix}{path} HTTP/1.1\r\nHost: {host}:{self.port}\r\nContent-Type: application/json\r\n"
+            f"{further}Content-Length: {len(content)}\r\n\r\n"
+        )
+        return head.encode("ascii") + content
+
+
+class _Answer(NamedTuple):
+    """What is known when the parser has seen an answer's end."""
+
+    ended: float
+    status: int
+    keep_alive: bool
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, opened again where the server has closed it between requests."""
+
+    def __init__(self, origin: Origin, limit_seconds: float) -> None:
+        self._origin = origin
+        self._limit = limit_seconds
+        self._transport: asyncio.Transport | None = None  # set by `open`, None again when either side has closed
+        self._answer: asyncio.Future[_Answer] | None = None  # made by `ask`; ended by the answer, a loss or the limit
+        self._parser = HttpResponseParser(self)
+        self._body: list[bytes] = []  # of the answer that is coming in
+
+    async def open(self) -> asyncio.Transport:
+        """Connect, unless connected.
+
+        Raises:
+            LoadError: refused, no such host, or no connection within the limit.
+        """
+        if self._transport is None or self._transport.is_closing():
+            context = ssl.create_default_context() if self._origin.tls else None
+            self._parser = HttpResponseParser(self)
+            try:
+                async with asyncio.timeout(self._limit):
+                    self._transport, _ = await asyncio.get_running_loop().create_connection(
+                        lambda: self, self._origin.host, self._origin.port, ssl=context
+                    )
+            except (OSError, TimeoutError) as error:
+                reason = str(error) or f"no connection within {self._limit:g} s"
+                raise LoadError(f"{self._origin.url} can't be reached ({reason}): is the server running?") from error
+        return self._transport
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def ask(self, request: bytes, index: int = 0, due: float | None = None) -> Reply:
+        """Send one request and wait for its answer.
+
+        Raises:
+            LoadError: no connection, the connection was lost, no answer within the limit, or not HTTP.
+        """
+        transport = await self.open()
+        loop = asyncio.get_running_loop()
+        self._answer = loop.create_future()
+        self._body = []
+        timer = loop.call_later(self._limit, self._fail, f"gave no answer within {self._limit:g} s")
+        sent = perf_counter()
+        transport.write(request)
+        try:
+            answer = await self._answer
+        except BaseException:
+            self.close()  # an answer that comes late must not be taken for the next request's
+            raise
+        finally:
+            timer.cancel()
+        if not answer.keep_alive:
+            self.close()
+        return Reply(index, answer.status, b"".join(self._body), sent if due is None else due, sent, answer.ended)
+
+    def _fail(self, reason: str) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(LoadError(f"{self._origin.url} {reason}"))
+
+    # asyncio's callbacks
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser."""
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            self._fail(f"did not answer in HTTP ({error})")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the request that was waiting."""
+        self._transport = None
+        self._fail(f"closed the connection without an answer: {exc or END_OF_STREAM}")
+
+    # the parser's callbacks
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a piece of the body."""
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """Stamp the answer: the parser forgets status and keep-alive right after this call."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(
+                _Answer(perf_counter(), self._parser.get_status_code(), self._parser.should_keep_alive())
+            )

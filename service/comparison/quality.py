@@ -1,0 +1,83 @@
+"""How well the answers of both models fit the labels, and each other; labels are compared by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.manifest import Problem
+from model_store.statistics import Estimate, difference_of_means, mcnemar, paired_bootstrap
+from service.comparison.measure import Answer, Key
+from service.comparison.texts import Label
+
+
+class Quality:
+    """One comparison's answers beside its labels; texts without a label count for agreement alone.
+
+    Args:
+        problem: what the models decide.
+        labels: each text's label, or None.
+        a: A's answers, in the order of the texts.
+        b: B's answers.
+    """
+
+    def __init__(
+        self, problem: Problem, labels: Sequence[Label | None], a: Sequence[Answer], b: Sequence[Answer]
+    ) -> None:
+        self.labelled = [text for text, label in enumerate(labels) if label is not None]
+        self._regression = problem == "regression"
+        self._answers: dict[Key, Sequence[Answer]] = {"a": a, "b": b}
+        self._labels = labels
+
+    def agreement(self) -> float | None:
+        """The share of texts on which both answer the same; None for a regression."""
+        if self._regression:
+            return None
+        pairs = list(zip(self._answers["a"], self._answers["b"], strict=True))
+        return sum(a == b for a, b in pairs) / len(pairs)
+
+    def accuracy(self, key: Key) -> Estimate | None:
+        """The share of labelled texts that a model answers with their label; None where there is nothing to count."""
+        right = self._right(key)
+        return None if right is None else paired_bootstrap(lambda sample: float(sample.mean()), right)
+
+    def difference(self) -> Estimate | None:
+        """B's accuracy minus A's, on the same texts."""
+        a, b = self._right("a"), self._right("b")
+        return None if a is None or b is None else difference_of_means(b, a)
+
+    def mcnemar_p(self) -> float | None:
+        """The p-value of both being right equally often."""
+        a, b = self._right("a"), self._right("b")
+        return None if a is None or b is None else mcnemar(int((a & ~b).sum()), int((b & ~a).sum()))
+
+    def pearson(self, key: Key) -> float | None:
+        """Pearson's correlation with the labels; None where it is not defined (fewer than 3 texts, or all alike)."""
+        if not self._regression or len(self.labelled) < 3:
+            return None
+        wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
+        given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
+        if wanted.std() == 0 or given.std() == 0:
+            return None
+        return float(np.corrcoef(wanted, given)[0, 1])
+
+    def retention(self) -> float | None:
+        """B's accuracy, or correlation, ÷ A's; None where A's is zero or not known."""
+        if self._regression:
+            before, after = self.pearson("a"), self.pearson("b")
+        else:
+            a, b = self._right("a"), self._right("b")
+            before, after = (None, None) if a is None or b is None else (float(a.mean()), float(b.mean()))
+        return after / before if before and after is not None else None
+
+    def _right(self, key: Key) -> NDArray[np.bool_] | None:
+        """Whether each labelled text was answered with its label, by name; None where there is nothing to say."""
+        if self._regression or not self.labelled:
+            return None
+        return np.array([self._answers[key][text] == _canonical(self._labels[text]) for text in self.labelled])
+
+
+def _canonical(label: Label | None) -> Answer | None:
+    return tuple(sorted(set(label))) if isinstance(label, tuple) else label
