@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,6 +21,7 @@ from model_store.errors import SuccessorError
 from model_store.store import ModelStore
 from service.api import classify, operations
 from service.api.common import Envelope, Service, explain, native_error
+from service.control import Control
 from service.engine import Engine
 from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
 from service.loading import Loader
@@ -34,16 +36,21 @@ version), `sentiment@3` (a version) or `sentiment@canary` (an alias). Every erro
 CLASSIFY_PATH = "/v1/classify"
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, control_dir: Path | None = None) -> FastAPI:
     """The application; its lifespan owns the engine and the registry.
+
+    Args:
+        settings: what to serve, and how.
+        control_dir: a folder that all processes of one server share, where it has several.
 
     Raises:
         RuntimeInstallationError: ONNX Runtime is missing or there twice.
         ProviderNotAvailableError: the provider that was asked for isn't there.
     """
-    check_runtime_installation()
-    provider = choose_provider(settings.provider)
-    app = Application(title="Successor", description=DESCRIPTION, lifespan=lambda _: running(settings, provider))
+    provider = check_installation(settings)
+    app = Application(
+        title="Successor", description=DESCRIPTION, lifespan=lambda _: running(settings, provider, control_dir)
+    )
     app.router.routes.insert(0, Route(CLASSIFY_PATH, _Endpoint(), methods=["POST"]))
     app.include_router(operations.router)
     app.add_middleware(Envelope)
@@ -54,8 +61,19 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def check_installation(settings: Settings) -> str:
+    """The execution provider to run on.
+
+    Raises:
+        RuntimeInstallationError: ONNX Runtime is missing or there twice.
+        ProviderNotAvailableError: the provider that was asked for isn't there.
+    """
+    check_runtime_installation()
+    return choose_provider(settings.provider)
+
+
 @contextlib.asynccontextmanager
-async def running(settings: Settings, provider: str) -> AsyncIterator[dict[str, Service]]:
+async def running(settings: Settings, provider: str, control_dir: Path | None) -> AsyncIterator[dict[str, Service]]:
     """A service that is ready inside the block: models loaded, workers started; all ended after it."""
     metrics = Metrics(CollectorRegistry())
     store = ModelStore(settings.store_dir)
@@ -71,6 +89,7 @@ async def running(settings: Settings, provider: str) -> AsyncIterator[dict[str, 
     registry = Registry(
         store, wanted=settings.models, default_model=settings.default_model, load=loader, metrics=metrics
     )
+    control = None if control_dir is None else Control(control_dir, registry.sync)
     await registry.sync()
     engine = Engine(
         workers=settings.workers,
@@ -81,8 +100,10 @@ async def running(settings: Settings, provider: str) -> AsyncIterator[dict[str, 
     tasks = [asyncio.create_task(registry.calibrate(lambda served: loader.calibrate(served, lambda: engine.idle)))]
     if settings.store_poll_ms:
         tasks.append(asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)))
+    if control is not None:
+        tasks.append(asyncio.create_task(control.follow()))
     try:
-        yield {"service": Service(settings, provider, store, engine, registry, metrics)}
+        yield {"service": Service(settings, provider, store, engine, registry, metrics, control)}
     finally:
         for task in tasks:
             task.cancel()

@@ -81,6 +81,10 @@ class ListenError(ServiceError):
     """The server can't listen on the address that it was given."""
 
 
+class NotAcknowledgedError(ServiceError):
+    """An administrative action was not done by every server process in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a client is told about one class of errors: the HTTP status, a broad type and a precise code."""
@@ -110,6 +114,7 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     WorkerLostError: Outcome(503, _FAULT, "worker_lost"),
     ShuttingDownError: Outcome(503, _BUSY, "shutting_down"),
     AdministrationError: Outcome(403, "permission_error", "not_permitted"),
+    NotAcknowledgedError: Outcome(504, "timeout_error", "not_acknowledged"),
     ListenError: Outcome(500, _FAULT, "cannot_listen"),
     store.StoreError: Outcome(500, _FAULT, "store_error"),
     store.InvalidReferenceError: Outcome(400, _INVALID, "invalid_model"),

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,9 +18,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.common import Connection, Service
-from service.app import create_app
+from service.app import check_installation, create_app
 from service.errors import ListenError
 from service.logs import configure_logs
+from service.processes import Supervisor
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -36,8 +38,11 @@ def serve(settings: Settings) -> int:
         SuccessorError: the settings can't be met, see `create_app`.
     """
     configure_logs(settings)
+    check_installation(settings)
     with listen(settings.host, settings.port) as listener:
-        return run_process(settings, listener)
+        if settings.processes == 1:
+            return run_process(settings, listener)
+        return Supervisor(settings, listener, run_process).serve()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,9 +65,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_process(settings: Settings, listener: socket.socket) -> int:
+def run_process(settings: Settings, listener: socket.socket, control_dir: Path | None = None) -> int:
     """Run one server process on a listening socket until a signal ends it."""
-    app = create_app(settings)
+    configure_logs(settings)
+    app = create_app(settings, control_dir)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -78,7 +84,7 @@ def run_process(settings: Settings, listener: socket.socket) -> int:
     server = Server(config)
     tame_collector()
     host, port = listener.getsockname()[:2]
-    log.info("serving", url=f"http://{host}:{port}", workers=settings.workers, process=os.getpid())
+    log.info("starting", url=f"http://{host}:{port}", workers=settings.workers, process=os.getpid())
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
 from service.batcher import Job
+from service.control import Control
 from service.engine import Engine
 from service.errors import (
     UNEXPECTED,
@@ -46,14 +47,23 @@ class Service:
     engine: Engine
     registry: Registry
     metrics: Metrics
+    control: Control | None
+    """Where there are other server processes: what one is told, all of them do."""
     draining: bool = False
     """Set once, by the shutdown: not ready any more, and every answer closes its connection."""
     _prefix: str = field(default_factory=lambda: secrets.token_hex(6))
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     async def sync(self) -> None:
-        """Serve what the store says now."""
-        await self.registry.sync()
+        """Serve what the store says now, in every server process.
+
+        Raises:
+            NotAcknowledgedError: another process did not say in time that it does.
+        """
+        if self.control is None:
+            await self.registry.sync()
+        else:
+            await self.control.broadcast()
 
     def next_request_id(self) -> str:
         """An id that no other request of any process has."""

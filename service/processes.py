@@ -1,0 +1,123 @@
+"""Several server processes on one socket: started, replaced when they die, ended together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from prometheus_client.multiprocess import mark_process_dead
+
+from service.control import forget_process
+from service.metrics import MULTIPROCESS_VARIABLE
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# A process that lives shorter than this did not get far; so many of them in a row, and the server ends.
+_SHORT_LIFE_S = 10.0
+_MOST_SHORT_LIVES = 5
+_POLL_S = 0.1
+# Beyond what processes allow themselves to drain.
+_END_MARGIN_S = 5.0
+
+RunProcess = Callable[[Settings, socket.socket, Path], int]
+
+
+class Supervisor:
+    """The parent of a server's processes.
+
+    Args:
+        settings: every process's; `processes` says how many.
+        listener: the socket that all of them accept from.
+        run: what a process runs; must be importable, the processes are spawned.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, run: RunProcess) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._run = run
+        self._context = multiprocessing.get_context("spawn")
+        self._ending = threading.Event()
+        self._short_lives = 0
+        self._started: dict[BaseProcess, float] = {}
+
+    def serve(self) -> int:
+        """Keep the processes up until SIGTERM or SIGINT; returns the exit code: 0 if all ended as told."""
+        folder = Path(tempfile.mkdtemp(prefix="successor-"))
+        metrics, self._control = folder / "metrics", folder / "control"
+        metrics.mkdir()
+        self._control.mkdir()
+        os.environ[MULTIPROCESS_VARIABLE] = str(metrics)
+        previous = {number: signal.signal(number, self._end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            for _ in range(self._settings.processes):
+                self._start()
+            while not self._ending.wait(_POLL_S):
+                self._replace_dead()
+            return self._stop() if self._short_lives < _MOST_SHORT_LIVES else self._stop() or 1
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            del os.environ[MULTIPROCESS_VARIABLE]
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
+        self._ending.set()
+
+    def _start(self) -> None:
+        process = self._context.Process(target=_enter, args=(self._run, self._settings, self._listener, self._control))
+        process.start()
+        self._started[process] = time.monotonic()
+
+    def _replace_dead(self) -> None:
+        for process in [one for one in self._started if not one.is_alive()]:
+            lived = time.monotonic() - self._started.pop(process)
+            log.error("server process died", process=process.pid, exit_code=process.exitcode, lived_s=round(lived, 1))
+            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+            forget_process(self._control, str(process.pid))
+            self._short_lives = self._short_lives + 1 if lived < _SHORT_LIFE_S else 0
+            if self._short_lives >= _MOST_SHORT_LIVES:
+                log.error("server processes keep dying: giving up")
+                self._ending.set()
+                return
+            self._start()
+
+    def _stop(self) -> int:
+        """End all processes as SIGTERM does; one that does not end in time is killed."""
+        for process in self._started:
+            process.terminate()
+        give_up = time.monotonic() + self._settings.drain_ms / 1e3 + _END_MARGIN_S
+        for process in self._started:
+            process.join(max(0.0, give_up - time.monotonic()))
+            if process.is_alive():
+                log.error("server process killed", process=process.pid)
+                process.kill()
+                process.join()
+        return 0 if all(process.exitcode == 0 for process in self._started) else 1
+
+
+def _enter(run: RunProcess, settings: Settings, listener: socket.socket, control: Path) -> None:
+    """A process's main function."""
+    # A terminal interrupts all processes of its session: here the parent decides when these end.
+    os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    raise SystemExit(run(settings, listener, control))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can't end its processes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
