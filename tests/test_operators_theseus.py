@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from model_store.builder.layers import ReplaceableLayers, set_layers, stack_of
 from model_store.builder.operators.theseus import Parameters, draw_gates
 
 
-def parameters(**changes: Any) -> Parameters:
+def parameters(**changes: object) -> Parameters:
     return Parameters.model_validate(
         {"operator": "theseus", "layers": 3, "epochs": 1, "learning_rate": 1e-4, "base_rate": 0.3} | changes
     )

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +11,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from model_store.builder.artifacts import FP32_FILE, INT8_FILE, new_artifact, read_artifacts, write_artifacts
+from model_store.builder.artifacts import (
+    FP32_FILE,
+    INT8_FILE,
+    new_artifact,
+    open_candidate,
+    read_artifacts,
+    write_artifacts,
+)
 from model_store.builder.data import load_data
 from model_store.builder.errors import QuantizeError
 from model_store.builder.evaluate import measured, run_classifier
@@ -20,7 +26,6 @@ from model_store.builder.operators.quantize import ALL_CANDIDATES, Parameters, a
 from model_store.builder.quantization import LARGEST_SAFE_WEIGHT, Verdict, _judge, choose, largest_signed_weight
 from model_store.builder.sources import FileSource
 from model_store.builder.step import StepContext
-from model_store.builder.artifacts import open_candidate
 from model_store.manifest import TOKENIZER_FILE, LatencyMeasurement
 from model_store.store import ModelStore
 from tests.tiny import make_tiny_version
@@ -50,7 +55,7 @@ def parent(tmp_path: Path, store: ModelStore, context: StepContext) -> Path:
     return folder
 
 
-def parameters(**changes: Any) -> Parameters:
+def parameters(**changes: object) -> Parameters:
     given = {"operator": "quantize", "min_agreement": 0, "max_metric_drop": 1, "timing_texts": 5, "calibration_rows": 8}
     return Parameters.model_validate(given | changes)
 

@@ -19,7 +19,7 @@ QUANTIZE = {"operator": "quantize"}
 ENCODER = Shape("encoder", 6)
 
 
-def document(**changes: Any) -> dict[str, Any]:
+def document(**changes: object) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "small",
         "predecessor_name": "large",
@@ -30,7 +30,7 @@ def document(**changes: Any) -> dict[str, Any]:
     return base | changes
 
 
-def recipe(**changes: Any) -> Recipe:
+def recipe(**changes: object) -> Recipe:
     return resolve(document(**changes), Path("/somewhere"))
 
 

@@ -47,9 +47,9 @@ def test_a_key_depends_on_every_part_and_on_their_order() -> None:
 
 
 def test_two_builds_can_not_use_one_work_folder(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "work"):
-        with pytest.raises(WorkFolderError, match="another build is using"), exclusive(tmp_path / "work"):
-            pass
+    refused = pytest.raises(WorkFolderError, match="another build is using")
+    with exclusive(tmp_path / "work"), refused, exclusive(tmp_path / "work"):
+        pass
     with exclusive(tmp_path / "work"):
         pass
 

@@ -3,19 +3,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from model_store.builder.errors import TrainingError, WeightsError
 from model_store.builder.operators import fine_tune, theseus
 from model_store.builder.pipeline import make_plan
 from model_store.builder.recipe import resolve
-from model_store.builder.step import Figures, StepContext
+from model_store.builder.step import Figures, StepContext, TrainingParameters
 from model_store.builder.training import (
+    Batch,
     LengthGroupedOrder,
     Method,
     last_checkpoint,
@@ -24,7 +25,7 @@ from model_store.builder.training import (
     train,
 )
 from model_store.encoding import TextEncoder
-from model_store.manifest import TOKENIZER_FILE
+from model_store.manifest import TOKENIZER_FILE, Problem
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
 
 TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_steps": 5}
@@ -58,12 +59,14 @@ Run = Callable[..., tuple[Path, Figures]]
 def run(world: tuple[Path, Path, StepContext], tmp_path: Path) -> Run:
     """Runs a step of the encoder or, for Theseus, of the classifier, in a fresh output with a named scratch."""
 
-    def do(parameters: Any, name: str = "a", kill: tuple[str, int] | None = None, **changes: Any) -> tuple[Path, Any]:
+    def do(
+        parameters: TrainingParameters, name: str = "a", kill: tuple[str, int] | None = None, **changes: int
+    ) -> tuple[Path, Figures]:
         encoder, classifier, context = world
         scratch, output = tmp_path / name / "scratch", tmp_path / name / "output"
         scratch.mkdir(parents=True, exist_ok=True)
         output.mkdir(exist_ok=True)
-        context = replace(context, scratch=scratch, progress=Recorder(kill), **changes)
+        context = replace(context, scratch=scratch, progress=Recorder(kill), seed=seed)
         operator = theseus if parameters.operator == "theseus" else fine_tune
         parent = classifier if parameters.operator == "theseus" else encoder
         return output, operator.apply(parameters, parent, output, context)
@@ -83,7 +86,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize("parameters", [TUNE, THESEUS], ids=["fine_tune", "theseus"])
 @pytest.mark.parametrize("killed_at", [7, 17], ids=["in the first epoch", "in the second epoch"])
 def test_a_killed_training_goes_on_inside_the_step_and_ends_with_the_same_weights(
-    run: Run, parameters: Any, killed_at: int
+    run: Run, parameters: TrainingParameters, killed_at: int
 ) -> None:
     whole, figures = run(parameters, "whole")
     with pytest.raises(Killed):
@@ -138,7 +141,7 @@ class _HeadOnly(Method):
         return [parameter for name, parameter in student.named_parameters() if name.startswith("classifier")]
 
 
-def direct(method: Method, world: tuple[Path, Path, StepContext], folder: Path, **changes: Any) -> Figures:
+def direct(method: Method, world: tuple[Path, Path, StepContext], folder: Path, **changes: object) -> Figures:
     scratch, output = folder / "scratch", folder / "output"
     scratch.mkdir(parents=True)
     output.mkdir()
@@ -171,7 +174,7 @@ def test_the_best_epoch_on_dev_is_kept_where_the_recipe_says_so(
         def before_step(self, step: int, total: int) -> None:
             self.step = step
 
-        def loss(self, outputs: Any, batch: Any, problem: Any) -> torch.Tensor:
+        def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
             return super().loss(outputs, batch, problem) * (1 if self.step < STEPS // 2 else -100)
 
     figures = direct(Spoilt(), world, tmp_path / "best", best_on_dev=True, learning_rate=1e-2)
@@ -185,7 +188,7 @@ def test_the_best_epoch_on_dev_is_kept_where_the_recipe_says_so(
 @pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_training(world: tuple[Path, Path, StepContext], tmp_path: Path) -> None:
     class Lost(Method):
-        def loss(self, outputs: Any, batch: Any, problem: Any) -> torch.Tensor:
+        def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
             return super().loss(outputs, batch, problem) * float("nan")
 
     with pytest.raises(TrainingError, match="the loss is nan at step 10: lower the step's learning_rate"):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from model_store.builder.step import Shape
 from model_store.builder.weights import HubWeights, LocalWeights, inspect_weights
 
 
-def save(folder: Path, config: Any, weights: bytes = b"numbers") -> Path:
+def save(folder: Path, config: object, weights: bytes = b"numbers") -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(weights)
@@ -47,7 +46,7 @@ def test_the_digest_follows_weights_and_configuration(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_transformers_did_not_save_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no config.json that can be read"):
+    with pytest.raises(WeightsError, match=r"no config\.json that can be read"):
         inspect_weights(tmp_path)
     with pytest.raises(WeightsError, match="names no number of layers"):
         inspect_weights(save(tmp_path, {}))

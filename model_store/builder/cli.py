@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -62,20 +61,22 @@ def demo(
 
 
 def _print_dry_run(recipe: Recipe, runner: Runner, *, as_json: bool) -> None:
+    found: list[bool | None]
     try:
         plan = make_plan(recipe, offline=True)
     except (NotFetchedError, BuildExtraError) as error:
-        kept, note = None, f"data and weights are not checked: {error}"
+        found, note = [None] * len(recipe.steps), f"data and weights are not checked: {error}"
     else:
-        kept, note = plan.kept(runner), plan.summary
+        found, note = [*plan.kept(runner)], plan.summary
+    names = [step.operator for step in recipe.steps]
     if as_json:
-        steps = [step.operator for step in recipe.steps]
-        found = None if kept is None else dict(zip(steps, kept, strict=True))
-        typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "kept": found, "note": note}))
+        steps = [{"operator": name, "kept": kept} for name, kept in zip(names, found, strict=True)]
+        typer.echo(json.dumps({"recipe": recipe.model_dump(mode="json"), "steps": steps, "note": note}))
         return
-    sys.stdout.write(to_yaml(recipe))
-    for step, is_kept in zip(recipe.steps, kept or (), strict=False):
-        typer.echo(f"# {step.operator}: {'kept from an earlier build' if is_kept else 'to be done'}")
+    typer.echo(to_yaml(recipe), nl=False)
+    for name, kept in zip(names, found, strict=True):
+        if kept is not None:
+            typer.echo(f"# {name}: {'already done' if kept else 'to be done'}")
     typer.echo(f"# {note}")
 
 
@@ -85,7 +86,7 @@ def _print_build(done: Build, *, as_json: bool) -> None:
             "predecessor": str(done.predecessor),
             "successor": str(done.successor),
             "measurements": done.measurements,
-            "gate": [check.model_dump() for check in done.checks],
+            "gate": [check.model_dump() | {"passed": check.passed} for check in done.checks],
             "seconds": done.seconds,
             "report": str(done.report),
         }

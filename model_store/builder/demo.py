@@ -20,6 +20,7 @@ from model_store.builder.recipe import load_recipe
 from model_store.store import ModelStore
 
 RECIPE = "sentiment"
+STANDARD_ERROR = 2
 
 
 def run_demo(folder: Path, progress: Progress, *, as_json: bool = False, recipe: str = RECIPE) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _compare(done: Build, folder: Path, texts: Path) -> dict[str, Any]:
     command += ["--store", str(folder / "store"), "--texts", str(texts)]
     command += ["--json", str(result), "--out", str(result.parent)]
     # Its table goes to stderr, where all progress goes: stdout is for the demo's own result.
-    code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    code = subprocess.run(command, stdout=STANDARD_ERROR, check=False).returncode
     if code != 0:
         raise ComparisonFailedError(
             f"the comparison ended with code {code}; both models are published in {folder / 'store'}"
