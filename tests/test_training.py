@@ -60,7 +60,7 @@ def run(world: tuple[Path, Path, StepContext], tmp_path: Path) -> Run:
     """Runs a step of the encoder or, for Theseus, of the classifier, in a fresh output with a named scratch."""
 
     def do(
-        parameters: TrainingParameters, name: str = "a", kill: tuple[str, int] | None = None, **changes: int
+        parameters: TrainingParameters, name: str = "a", kill: tuple[str, int] | None = None, seed: int = 0
     ) -> tuple[Path, Figures]:
         encoder, classifier, context = world
         scratch, output = tmp_path / name / "scratch", tmp_path / name / "output"
