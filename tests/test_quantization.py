@@ -21,7 +21,7 @@ from model_store.builder.artifacts import (
 )
 from model_store.builder.data import load_data
 from model_store.builder.errors import QuantizeError
-from model_store.builder.evaluate import measured, run_classifier
+from model_store.builder.evaluate import measured
 from model_store.builder.operators.quantize import ALL_CANDIDATES, Parameters, apply
 from model_store.builder.quantization import LARGEST_SAFE_WEIGHT, Verdict, _judge, choose, largest_signed_weight
 from model_store.builder.sources import FileSource
@@ -50,8 +50,7 @@ def parent(tmp_path: Path, store: ModelStore, context: StepContext) -> Path:
     for file in (FP32_FILE, TOKENIZER_FILE):
         shutil.copyfile(store.root / "tiny" / "1" / file, folder / file)
     classifier = open_candidate(folder, new_artifact(folder, FP32_FILE, "fp32", "export"), context)
-    logits = run_classifier(classifier, [row.item for row in context.data.splits["dev"]])
-    write_artifacts(folder, [measured(classifier, context.data, logits)])
+    write_artifacts(folder, [measured(classifier, context.data)])
     return folder
 
 

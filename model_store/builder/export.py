@@ -44,7 +44,7 @@ def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int)
     encoder = TextEncoder(output / TOKENIZER_FILE, context.inputs)
     by_torch = torch_logits(load_classifier(parent, context), [encoder.encode(item) for item in some])
     parity = largest_difference(by_torch, run_classifier(classifier, some))
-    artifact = measured(classifier, context.data, run_classifier(classifier, dev))
+    artifact = measured(classifier, context.data)
     (latency,) = time_alone([classifier], sample(dev, TIMING_TEXTS))
     write_artifacts(output, [artifact.model_copy(update={"max_logit_difference": parity, "latency": (latency,)})])
     return {"parity": parity, "parity_rows": len(some)}
