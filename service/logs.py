@@ -20,7 +20,9 @@ def configure_logs(settings: Settings) -> None:
     ]
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
     )
     tail: list[structlog.typing.Processor] = (
         [renderer] if terminal else [structlog.processors.format_exc_info, renderer]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_store.manifest import ModelId, Problem
+from model_store.manifest import Problem
 from service.api.common import ErrorAnswer, Service
 from service.errors import AdministrationError
 from service.registry import Table
@@ -146,7 +146,8 @@ async def sync(service: Running) -> ModelList:
 )
 async def promote(name: str, alias: str, promotion: Promotion, service: Running) -> ModelList:
     """Point an alias at a version and serve it, in every server process, before this answers."""
-    await asyncio.to_thread(lambda: service.store.promote(ModelId(name=name, version=promotion.version), alias))
+    store = service.store
+    await asyncio.to_thread(lambda: store.promote(store.resolve(f"{name}@{promotion.version}"), alias))
     await service.sync()
     return await list_models(service)
 

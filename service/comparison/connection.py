@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from service.comparison.errors import LoadError
 
 NO_ANSWER = 0
 END_OF_STREAM = "end of stream"
+# After the server's end of stream, how long its reset may take.
+_RESET_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +167,26 @@ class Connection(asyncio.Protocol):
             self._fail(f"did not answer in HTTP ({error})")
             self.close()
 
+    def eof_received(self) -> bool:
+        """Keep our side open for a moment where a request waits, to learn whether the server had read it.
+
+        If it had not, its system resets the connection when the bytes that nobody reads arrive.
+        """
+        if self._answer is None or self._answer.done():
+            return False
+        asyncio.get_running_loop().call_later(_RESET_SECONDS, self._judge_end)
+        return True
+
+    def _judge_end(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            error = self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._fail(_closed(os.strerror(error) if error else END_OF_STREAM))
+            self._transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the request that was waiting."""
         self._transport = None
-        self._fail(f"closed the connection without an answer: {exc or END_OF_STREAM}")
+        self._fail(_closed(str(exc or END_OF_STREAM)))
 
     # the parser's callbacks
 
@@ -180,3 +200,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_result(
                 _Answer(perf_counter(), self._parser.get_status_code(), self._parser.should_keep_alive())
             )
+
+
+def _closed(reason: str) -> str:
+    return f"closed the connection without an answer: {reason}"

@@ -1,0 +1,73 @@
+"""What one server process is told, all have done before it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.control import Control, forget_process
+from service.errors import NotAcknowledgedError
+
+
+class Process:
+    """Counts how often it was brought up to date."""
+
+    def __init__(self, folder: Path, name: str, timeout_s: float = 10.0) -> None:
+        self.applied = 0
+        self.control = Control(folder, self.apply, name=name, timeout_s=timeout_s)
+
+    async def apply(self) -> None:
+        self.applied += 1
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_every_process_has_acted_before_the_one_that_was_told_answers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        processes = [Process(tmp_path, name) for name in "abc"]
+        following = [asyncio.create_task(process.control.follow()) for process in processes]
+        for times, told in enumerate(processes, start=1):
+            await told.control.broadcast()
+            assert [process.applied for process in processes] == [times] * 3
+        for task in following:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_process_that_does_not_act_in_time_is_named(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told, _ = Process(tmp_path, "a", timeout_s=0.1), Process(tmp_path, "deaf")
+        with pytest.raises(NotAcknowledgedError, match="deaf did not acknowledge"):
+            await told.control.broadcast()
+        assert told.applied == 1
+
+    run(scenario)
+
+
+def test_a_dead_process_is_not_waited_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told, _ = Process(tmp_path, "a", timeout_s=0.1), Process(tmp_path, "dead")
+        forget_process(tmp_path, "dead")
+        forget_process(tmp_path, "never was")
+        await told.control.broadcast()
+
+    run(scenario)
+
+
+def test_a_process_that_starts_later_does_not_repeat_what_was_told_before(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await Process(tmp_path, "a").control.broadcast()
+        late = Process(tmp_path, "late")
+        following = asyncio.create_task(late.control.follow())
+        await asyncio.sleep(0.1)
+        assert late.applied == 0
+        following.cancel()
+
+    run(scenario)

@@ -1,0 +1,140 @@
+"""From a version in the store to a model that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from model_store.encoding import TextItem
+from model_store.errors import InferenceError, IntegrityError
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.loading import Loader, processor, warm_up
+from service.metrics import Metrics
+from tests.fakes import FakeClassifier
+from tests.serving import served
+from tests.tiny import MODEL_FILE, TinyWeights, make_tiny_version
+
+
+def loader(store: ModelStore, costs: Path | None = None, *, workers: int = 2, lone_max_bytes: int = 10**6) -> Loader:
+    return Loader(
+        store=store,
+        provider="CPUExecutionProvider",
+        workers=workers,
+        lone_max_bytes=lone_max_bytes,
+        max_batch_texts=16,
+        metrics=Metrics(CollectorRegistry()),
+        costs_dir=costs,
+    )
+
+
+def test_a_loaded_version_answers_and_its_cost_is_begun(store: ModelStore, tiny: ModelId) -> None:
+    model = loader(store)(tiny)
+    encoded = model.classifier.encode(TextItem("a good film"))
+    expected = TinyWeights.drawn(2, seed=0).logits(encoded.input_ids)
+    np.testing.assert_allclose(model.classifier.run([encoded])[0], expected, atol=1e-5)
+    assert (model.reference, model.max_batch_texts, model.cost.calls) == ("tiny@1", 16, 1)
+    assert model.estimate_s(TextItem("a good film")) > 0
+
+
+def test_small_files_get_a_second_session_for_lone_requests(store: ModelStore, tiny: ModelId) -> None:
+    assert loader(store)(tiny).lone_classifier is not None
+    assert loader(store, lone_max_bytes=100)(tiny).lone_classifier is None
+    assert loader(store, workers=1)(tiny).lone_classifier is None
+
+
+def test_a_file_whose_answers_depend_on_the_batch_is_never_batched(store: ModelStore) -> None:
+    assert loader(store)(make_tiny_version(store, "dynamic", batch_invariant=False)).max_batch_texts == 1
+
+
+def test_pairs_are_warmed_with_pairs(store: ModelStore) -> None:
+    model = loader(store)(make_tiny_version(store, "pairs", pair=True))
+    assert model.manifest.inputs.pair
+
+
+def test_a_corrupt_version_is_refused_by_its_digest(store: ModelStore, tiny: ModelId) -> None:
+    file = store.root / "tiny" / "1" / MODEL_FILE
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="is not what was published"):
+        loader(store)(tiny)
+
+
+def test_a_model_that_answers_with_no_number_is_refused() -> None:
+    class Broken(FakeClassifier):
+        def run(self, batch: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            return np.full((1, 2), np.nan, np.float32)
+
+    with pytest.raises(InferenceError, match="not finite"):
+        warm_up(served(Broken()))
+
+
+def test_two_sessions_that_disagree_are_refused() -> None:
+    class Other(FakeClassifier):
+        def run(self, batch: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            return np.full((1, 2), 100.0, np.float32)
+
+    with pytest.raises(InferenceError, match="answers differently with all cores"):
+        warm_up(served(FakeClassifier(), lone=Other()))
+
+
+def test_idle_time_measures_calls_and_what_was_learned_is_kept(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    costs = tmp_path / "state" / "costs"
+    load = loader(store, costs)
+    model = load(tiny)
+    looks = iter([False, *[True] * 100])
+    asyncio.run(load.calibrate(model, lambda: next(looks)))
+    assert model.cost.calls > 3
+    (file,) = costs.iterdir()
+    assert json.loads(file.read_text())["calls"] == model.cost.calls
+    again = load(tiny)
+    assert again.cost.calls == model.cost.calls
+    assert again.cost.coefficients == pytest.approx(model.cost.coefficients)
+
+
+def test_what_is_known_well_is_not_measured_again(store: ModelStore, tiny: ModelId) -> None:
+    load = loader(store)
+    model = load(tiny)
+    for _ in range(50):
+        model.cost.observe(1, 8, 0.001)
+    calls = model.cost.calls
+    asyncio.run(load.calibrate(model, lambda: True))
+    assert model.cost.calls == calls
+
+
+@pytest.mark.parametrize("content", ["", "not json", '{"matrix": [], "vector": [], "calls": 3}'])
+def test_kept_costs_that_are_not_valid_are_measured_again(
+    store: ModelStore, tiny: ModelId, tmp_path: Path, content: str
+) -> None:
+    load = loader(store, tmp_path)
+    load.keep(load(tiny))
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(content)
+    assert load(tiny).cost.calls == 1
+
+
+def test_a_state_folder_that_cannot_be_written_does_not_stop_the_server(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    load = loader(store, tmp_path / "file" / "costs")
+    load.keep(load(tiny))
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_without_a_state_folder_nothing_is_kept(store: ModelStore, tiny: ModelId) -> None:
+    load = loader(store)
+    load.keep(load(tiny))
+
+
+def test_the_processor_has_a_name() -> None:
+    assert processor()

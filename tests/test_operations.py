@@ -1,0 +1,181 @@
+"""Models, health, metrics and administration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.app import create_app
+from service.registry import Route
+from service.settings import load_settings
+from tests.tiny import MODEL_FILE, make_tiny_version
+from tests.web import WebClient, running_app
+
+TOKEN = {"authorization": "Bearer secret"}
+
+
+def client_of(
+    store: ModelStore, *, token: str | None = "secret", control_dir: Path | None = None
+) -> Iterator[WebClient]:
+    secret = None if token is None else SecretStr(token)
+    settings = load_settings(store_dir=store.root, threads=2, store_poll_ms=20, admin_token=secret)
+    with running_app(create_app(settings, control_dir)) as client:
+        yield client
+
+
+@pytest.fixture
+def client(store: ModelStore, tiny: ModelId) -> Iterator[WebClient]:
+    yield from client_of(store)
+
+
+def test_models_are_listed_with_what_they_read_and_say(client: WebClient) -> None:
+    (card,) = client.get("/v1/models").json()["data"]
+    assert card["id"] == "tiny@1"
+    assert card["object"] == "model"
+    assert card["aliases"] == ["production"]
+    assert card["labels"] == ["negative", "positive"]
+    assert card["problem"] == "single_label"
+    assert (card["file"], card["precision"], card["pair"]) == (MODEL_FILE, "fp32", False)
+    assert (card["provider"], card["threads"]) == ("CPUExecutionProvider", 2)
+    assert card["bytes"] > 100
+
+
+def test_a_server_with_models_is_live_and_ready(client: WebClient) -> None:
+    assert client.get("/health/live").status_code == 200
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["models"]) == (200, ["tiny@1"])
+
+
+def test_an_empty_store_is_live_and_not_ready_and_says_what_to_run(tmp_path: Path) -> None:
+    for client in client_of(ModelStore(tmp_path / "empty")):
+        assert client.get("/health/live").status_code == 200
+        ready = client.get("/health/ready")
+        assert ready.status_code == 503
+        assert "successor demo" in ready.json()["detail"]
+        assert client.get("/v1/models").json()["data"] == []
+
+
+def test_a_corrupt_version_is_not_served_the_others_are_and_readiness_says_so(store: ModelStore, tiny: ModelId) -> None:
+    broken = make_tiny_version(store, "broken")
+    file = store.root / broken.name / "1" / MODEL_FILE
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-10])
+    for client in client_of(store):
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["models"]) == (200, ["tiny@1"])
+        assert "is not what was published" in ready.json()["failures"]["broken"]
+        answer = client.post("/v1/classify", json={"model": "broken", "input": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_while_draining_it_is_not_ready_and_answers_close_their_connections(client: WebClient) -> None:
+    client.service.draining = True
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.headers["connection"]) == (503, "close")
+    answer = client.post("/v1/classify", json={"model": "tiny", "input": "a"})
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
+def test_a_server_whose_workers_are_gone_is_not_ready_and_refuses(client: WebClient) -> None:
+    asyncio.run_coroutine_threadsafe(client.service.engine.close(), client.loop).result(10)
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["detail"]) == (503, "no worker can answer: restart the server")
+    answer = client.post("/v1/classify", json={"model": "tiny", "input": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def test_metrics_have_the_series_of_loaded_models(client: WebClient) -> None:
+    client.post("/v1/classify", json={"model": "tiny", "input": "a"})
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert 'successor_texts_total{model="tiny",version="1"} 1.0' in response.text
+
+
+def test_an_alias_is_moved_and_served_before_the_answer(client: WebClient, store: ModelStore) -> None:
+    make_tiny_version(store, seed=1)
+    answer = client.request("PUT", "/v1/admin/models/tiny/aliases/production", json={"version": 2}, headers=TOKEN)
+    assert answer.status_code == 200
+    assert client.post("/v1/classify", json={"model": "tiny@production", "input": "a"}).json()["model"] == "tiny@2"
+    assert store.aliases("tiny") == {"production": 2}
+
+
+def test_new_versions_are_served_after_a_sync(client: WebClient, store: ModelStore) -> None:
+    make_tiny_version(store, "fresh")
+    assert client.post("/v1/admin/sync", headers=TOKEN).status_code == 200
+    assert client.post("/v1/classify", json={"model": "fresh", "input": "a"}).status_code == 200
+
+
+def test_a_process_with_neighbours_tells_them(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    for client in client_of(store, control_dir=tmp_path):
+        make_tiny_version(store, "fresh")
+        assert client.post("/v1/admin/sync", headers=TOKEN).status_code == 200
+        assert (tmp_path / "wanted").exists()
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}])
+def test_administration_needs_the_token(client: WebClient, headers: dict[str, str]) -> None:
+    answer = client.post("/v1/admin/sync", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "not_permitted")
+
+
+def test_administration_is_off_without_a_token(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store, token=None):
+        answer = client.post("/v1/admin/sync", headers=TOKEN)
+        assert answer.status_code == 403
+        assert "SUCCESSOR_ADMIN_TOKEN" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("tiny/aliases/production", {"version": 9}, 404),
+        ("nobody/aliases/production", {"version": 1}, 404),
+        ("tiny/aliases/7", {"version": 1}, 400),
+        ("tiny/aliases/UPPER", {"version": 1}, 400),
+        ("UPPER/aliases/production", {"version": 1}, 400),
+        ("tiny/aliases/production", {"version": "1"}, 400),
+        ("tiny/aliases/production", {"version": 0}, 400),
+        ("tiny/aliases/production", {}, 400),
+        ("tiny/aliases/production", [], 400),
+    ],
+)
+def test_a_wrong_promotion_is_refused_in_the_documented_shape(
+    client: WebClient, path: str, body: object, status: int
+) -> None:
+    answer = client.request("PUT", f"/v1/admin/models/{path}", json=body, headers=TOKEN)
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_moving_an_alias_in_a_store_that_cannot_be_written_is_a_conflict(client: WebClient, store: ModelStore) -> None:
+    lock = store.root / "tiny" / ".lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # root may write everywhere, but not into a folder as if it were a file
+    answer = client.request("PUT", "/v1/admin/models/tiny/aliases/canary", json={"version": 1}, headers=TOKEN)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "store_not_writable")
+
+
+def test_an_unknown_route_is_refused_in_the_documented_shape(client: WebClient) -> None:
+    for path in ("/nope", "/v1/classify/more", "/v1"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
+    assert client.post("/v1/models", json={}).json()["error"]["code"] == "method_not_allowed"
+
+
+def test_an_unexpected_error_is_answered_without_its_details(client: WebClient) -> None:
+    # A state that can't be: a route of the table leads to nothing.
+    client.service.registry.table.routes["haunted"] = Route(None, "haunted")  # type: ignore[arg-type]
+    with structlog.testing.capture_logs() as logs:
+        answer = client.post("/v1/classify", json={"model": "haunted", "input": "a"})
+    assert [entry["event"] for entry in logs] == ["unexpected error", "request"], answer.text
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "NoneType" not in answer.text
+    assert "haunted" not in answer.text
+    assert answer.headers["x-request-id"]
