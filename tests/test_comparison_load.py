@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Coroutine, Iterable, Iterator
+import os
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from service.comparison.connection import NO_ANSWER, Origin, Reply
+from service.comparison.connection import END_OF_STREAM, NO_ANSWER, Connection, Origin, Reply
 from service.comparison.errors import LoadError
 from service.comparison.load import Client, poisson_arrivals, run
 from tests.stub_server import StubServer, labelled
+
+
+RESETS = "|".join(os.strerror(error) for error in (errno.EPIPE, errno.ECONNRESET))
 
 
 def requests(url: str, count: int) -> list[bytes]:
@@ -95,6 +103,48 @@ def test_a_server_that_hangs_up_is_an_error() -> None:
         pytest.raises(LoadError, match="closed the connection without an answer"),
     ):
         closed(server.url, requests(server.url, 5), 2)
+
+
+def test_a_request_that_was_read_before_the_server_hung_up_is_told_by_the_end_of_stream() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def read_and_hang_up() -> None:
+            server, _ = listener.accept()
+            server.recv(65_536)
+            server.close()
+
+        with in_thread(read_and_hang_up), pytest.raises(LoadError, match=f"without an answer: {END_OF_STREAM}$"):
+            run(ask_one(listener))
+
+
+def test_a_request_that_crossed_the_servers_hanging_up_is_told_by_the_reset() -> None:
+    hung_up = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            server, _ = listener.accept()
+            server.close()
+            hung_up.set()
+
+        with in_thread(hang_up), pytest.raises(LoadError, match=f"without an answer: ({RESETS})$"):
+            run(ask_one(listener, before=hung_up.wait))
+
+
+@contextmanager
+def in_thread(work: Callable[[], None]) -> Iterator[None]:
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
+
+
+async def ask_one(listener: socket.socket, before: Callable[[], object] = lambda: None) -> Reply:
+    """Ask over a connection that is open already; `before` blocks the event loop, so that it sees nothing."""
+    origin = Origin.parse(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    connection = Connection(origin, limit_seconds=5)
+    await connection.open()
+    before()
+    return await connection.ask(origin.post("/", {}))
 
 
 def test_an_answer_that_is_not_http_is_an_error() -> None:
