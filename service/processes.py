@@ -104,7 +104,8 @@ class Supervisor:
                 log.error("server process killed", process=process.pid)
                 process.kill()
                 process.join()
-        return 0 if all(process.exitcode == 0 for process in self._started) else 1
+        # One that was still starting had no handler for SIGTERM yet.
+        return 0 if all(process.exitcode in {0, -signal.SIGTERM} for process in self._started) else 1
 
 
 def _enter(run: RunProcess, settings: Settings, listener: socket.socket, control: Path) -> None:

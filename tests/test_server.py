@@ -1,0 +1,260 @@
+"""The real server: sockets, signals, processes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.errors import ListenError
+from service.server import listen
+from tests.tiny import make_tiny_version
+
+pytestmark = pytest.mark.slow
+
+_PROGRAM = """
+import sys
+from service.server import serve
+from service.settings import load_settings
+if __name__ == "__main__":
+    sys.exit(serve(load_settings()))
+"""
+
+
+class RunningServer:
+    """A server process and the port that it listens on."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], dict[str, object]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def classify(self, text: str = "a good film") -> int:
+        return self.request("POST", "/v1/classify", {"model": "tiny", "input": text})[0]
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def server(store: ModelStore, folder: Path, **settings: str) -> Iterator[RunningServer]:
+    program = folder / "program.py"
+    program.write_text(_PROGRAM)
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "SUCCESSOR_STORE_DIR": str(store.root),
+        "SUCCESSOR_PORT": str(port),
+        **{f"SUCCESSOR_{name.upper()}": value for name, value in settings.items()},
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(program)], env=environment, stderr=subprocess.PIPE, text=True, cwd=folder
+    )
+    running = RunningServer(process, port)
+    try:
+        give_up = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if running.request("GET", "/health/ready")[0] == 200:
+                    break
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < give_up, "not ready"
+            time.sleep(0.05)
+        yield running
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+def test_it_serves_until_sigterm_and_exits_with_0(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path) as running:
+        status, headers, body = running.request("POST", "/v1/classify", {"model": "tiny", "input": "a good film"})
+        assert (status, headers["x-model-version"], body["model"]) == (200, "tiny@1", "tiny@1")
+        code, errors = running.stop()
+    assert code == 0
+    events = [json.loads(line)["event"] for line in errors.splitlines()]
+    assert events == ["starting", "version loaded", "going down"]
+
+
+def test_sigint_ends_it_as_well(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path) as running:
+        assert running.stop(signal.SIGINT)[0] == 0
+
+
+def test_under_load_sigterm_leaves_no_accepted_request_without_an_answer(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    answered: list[int] = []
+    lost: list[str] = []
+    leaving = threading.Event()
+
+    def ask(port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                try:
+                    connection.request("POST", "/v1/classify", json.dumps({"model": "tiny", "input": "a good film"}))
+                    response = connection.getresponse()
+                    response.read()
+                except ConnectionRefusedError:
+                    raise
+                except (OSError, http.client.HTTPException) as error:
+                    lost.append(repr(error))
+                    return
+                answered.append(response.status)
+                if leaving.is_set() and response.getheader("connection") == "close":
+                    return
+
+    with server(store, tmp_path) as running:
+        threads = [threading.Thread(target=ask, args=(running.port,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 100:
+            time.sleep(0.01)
+        leaving.set()
+        code, _ = running.stop()
+        for thread in threads:
+            thread.join()
+    assert code == 0
+    assert lost == []
+    assert set(answered) == {200}
+
+
+def test_a_client_that_hangs_up_is_not_waited_for(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path) as running:
+        body = json.dumps({"model": "tiny", "input": ["a good film"] * 200}).encode()
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", running.port)) as connection:
+                connection.sendall(
+                    b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
+        assert running.classify() == 200
+        assert running.stop()[0] == 0
+
+
+def test_garbage_on_the_socket_does_not_disturb_others(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path) as running:
+        for garbage in (
+            b"\x00\xff" * 500,
+            b"POST /v1/classify HTTP/1.1\r\nContent-Length: nonsense\r\n\r\n",
+            b"GET\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+                connection.sendall(garbage)
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        assert running.classify() == 200
+
+
+def test_several_processes_share_the_port_the_metrics_and_what_they_are_told(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    with server(store, tmp_path, processes="2", admin_token="secret", store_poll_ms="0") as running:
+        for _ in range(40):
+            assert running.classify() == 200
+        assert metric(running, 'successor_texts_total{model="tiny",version="1"}') == 40
+        make_tiny_version(store, seed=1, aliases=("production",))
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+        connection.request("POST", "/v1/admin/sync", headers={"authorization": "Bearer secret"})
+        assert connection.getresponse().status == 200
+        connection.close()
+        versions = {
+            str(running.request("POST", "/v1/classify", {"model": "tiny", "input": "a"})[2]["model"]) for _ in range(40)
+        }
+        assert versions == {"tiny@2"}
+        assert running.stop()[0] == 0
+
+
+def test_a_process_that_dies_is_replaced(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path, processes="2") as running:
+        children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+        victim = next(int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(victim, signal.SIGKILL)
+        give_up = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if all(running.classify() == 200 for _ in range(5)):
+                    break
+            assert time.monotonic() < give_up
+        code, errors = running.stop()
+    assert code == 0
+    assert "server process died" in errors
+
+
+def test_processes_that_keep_dying_end_the_server(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path, processes="1") as running:
+        code, _ = running.stop()
+        assert code == 0
+    program = tmp_path / "dying.py"
+    program.write_text(
+        "import os, socket, sys\n"
+        "from service.processes import Supervisor\n"
+        "from service.settings import load_settings\n"
+        "def die(settings, listener, control):\n    os._exit(3)\n"
+        "if __name__ == '__main__':\n"
+        "    with socket.socket() as listener:\n"
+        "        sys.exit(Supervisor(load_settings(processes=2), listener, die).serve())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+
+
+def test_an_address_that_is_taken_is_refused_in_one_line() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(ListenError, match="choose another --host or --port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_it_listens_on_ipv6_as_well() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with listen("::1", 0) as listener:
+        assert listener.family == socket.AF_INET6
+
+
+def metric(running: RunningServer, name: str) -> float:
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
