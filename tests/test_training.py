@@ -10,20 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from model_store.builder.batches import Batch, LengthGroupedOrder
 from model_store.builder.errors import TrainingError, WeightsError
+from model_store.builder.loading import load_classifier, save_tokenizer
 from model_store.builder.operators import fine_tune, theseus
 from model_store.builder.pipeline import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.step import Figures, StepContext, TrainingParameters
-from model_store.builder.training import (
-    Batch,
-    LengthGroupedOrder,
-    Method,
-    last_checkpoint,
-    load_classifier,
-    save_tokenizer,
-    train,
-)
+from model_store.builder.training import Method, last_checkpoint, train
 from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE, Problem
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
 from model_store.builder.errors import ExportError
 from model_store.builder.evaluate import largest_difference, measured, run_classifier, sample, time_alone
+from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.step import Figures, StepContext
-from model_store.builder.training import load_classifier, quiet_libraries, save_tokenizer
 from model_store.classifier import Logits
 from model_store.encoding import EncodedText, TextEncoder
 from model_store.manifest import TOKENIZER_FILE

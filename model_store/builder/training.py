@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
-    AutoModelForSequenceClassification,
     EvalPrediction,
     PreTrainedModel,
     PrinterCallback,
@@ -29,19 +26,19 @@ from transformers import (
     TrainingArguments,
 )
 
-from model_store.builder.data import Row
-from model_store.builder.errors import TrainingError, WeightsError
+from model_store.builder.batches import Batch, Collator, LengthGroupedOrder, encode_row
+from model_store.builder.errors import TrainingError
 from model_store.builder.evaluate import metric, predictions_of
+from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.losses import task_loss
 from model_store.builder.progress import Meter
 from model_store.builder.step import Figures, StepContext, TrainingParameters
-from model_store.encoding import EncodedText, TextEncoder
+from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE, Problem
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-Batch = dict[str, torch.Tensor]
 _LOG_STEPS = 10
 
 
@@ -107,34 +104,6 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
     return {"history": trainer.state.log_history, "dev": _dev_scores(trainer.state)}
 
 
-def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
-    """The classifier in a folder, or an encoder with a new head for the task's labels."""
-    labels = context.scores.labels
-    problem = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        problem_type=problem.get(context.data.problem, "regression"),
-    )
-    return model
-
-
-def save_tokenizer(folder: Path, output: Path) -> None:
-    """Write the tokenizer of a model as `tokenizer.json` with its settings, converting it where it has no fast form.
-
-    Raises:
-        WeightsError: there is no tokenizer, or it can't be converted.
-    """
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except Exception as error:  # a missing file, an unknown class or a failed conversion: many kinds
-        raise WeightsError(f"the tokenizer in {folder} can't be read or converted to a fast one: {error}") from error
-    if not tokenizer.is_fast:
-        raise WeightsError(f"the tokenizer in {folder} has no fast form: the server could not run it")
-    tokenizer.save_pretrained(output)
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end: its state file comes last and must parse."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
@@ -145,39 +114,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             continue
         return path
     return None
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to the build's own progress."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-class LengthGroupedOrder(torch.utils.data.Sampler[int]):
-    """Every row once an epoch, in batches of like lengths, as a function of (seed, epoch)."""
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        self._epoch = 0  # set by the data loader before every epoch, a resumed one included
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate next."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        draw = random.Random(f"{self._seed}:{self._epoch}")  # noqa: S311  # a shuffle, no secret
-        order = list(range(len(self._lengths)))
-        draw.shuffle(order)
-        window = self._batch_size * 20  # sorting within windows keeps batches alike but not always the same
-        for start in range(0, len(order), window):
-            order[start : start + window] = sorted(order[start : start + window], key=self._lengths.__getitem__)
-        batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
-        short = [batches.pop()] if len(batches[-1]) < self._batch_size else []
-        draw.shuffle(batches)
-        return (index for batch in batches + short for index in batch)
 
 
 class _StepTrainer(Trainer):
@@ -195,14 +131,16 @@ class _StepTrainer(Trainer):
         self._method, self._student = method, student
         self._problem = context.data.problem
         self._best = context.scratch / "best.safetensors"
-        encoded = {split: [_example(encoder, row) for row in context.data.splits[split]] for split in ("train", "dev")}
+        encoded = {
+            split: [encode_row(encoder, row) for row in context.data.splits[split]] for split in ("train", "dev")
+        }
         self._order = LengthGroupedOrder(
             [len(text) for text, _ in encoded["train"]], parameters.batch_size, context.seed
         )
         super().__init__(
             model=student,
             args=_arguments(parameters, context),
-            data_collator=_Collator(student, context.data.problem),
+            data_collator=Collator(student, context.data.problem),
             train_dataset=encoded["train"],
             eval_dataset=sorted(encoded["dev"], key=lambda example: len(example[0])),
             compute_metrics=self._score,
@@ -293,32 +231,6 @@ class _Hooks(TrainerCallback):
 
 def _dev_scores(state: TrainerState) -> list[float]:
     return [entry["eval_metric"] for entry in state.log_history if "eval_metric" in entry]
-
-
-class _Collator:
-    """Pads a list of encoded rows to its longest, as the model's forward pass wants it."""
-
-    def __init__(self, student: PreTrainedModel, problem: Problem) -> None:
-        self._pad = student.config.pad_token_id or 0
-        self._target_type = torch.long if problem == "single_label" else torch.float32
-        self._type_ids = getattr(student.config, "type_vocab_size", 0) > 1
-
-    def __call__(self, examples: Sequence[tuple[EncodedText, Any]]) -> Batch:
-        """`input_ids`, `attention_mask` and `token_type_ids` `(batch, tokens)`, and `labels`."""
-        shape = (len(examples), max(len(text) for text, _ in examples))
-        ids = torch.full(shape, self._pad, dtype=torch.long)
-        mask, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        for row, (text, _) in enumerate(examples):
-            ids[row, : len(text)] = torch.tensor(text.input_ids)
-            mask[row, : len(text)] = 1
-            types[row, : len(text)] = torch.tensor(text.token_type_ids)
-        labels = torch.tensor([target for _, target in examples], dtype=self._target_type)
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return batch | ({"token_type_ids": types} if self._type_ids else {})
-
-
-def _example(encoder: TextEncoder, row: Row) -> tuple[EncodedText, Any]:
-    return encoder.encode(row.item), row.target
 
 
 def _arguments(parameters: TrainingParameters, context: StepContext) -> TrainingArguments:
