@@ -167,8 +167,11 @@ class Server(uvicorn.Server):
         self._leave_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Begin the farewell at the first signal; at the second, cut it short."""
-        if self._leave_at < math.inf or not self.started:
+        """Begin the farewell at the first signal; at the second, cut it short; while starting, end when started."""
+        if not self.started:
+            self.should_exit = True
+            return
+        if self._leave_at < math.inf:
             self.should_exit = self.force_exit = True
             return
         log.info("going down", signal=signal.Signals(sig).name)
