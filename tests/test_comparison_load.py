@@ -16,7 +16,6 @@ from service.comparison.errors import LoadError
 from service.comparison.load import Client, poisson_arrivals, run
 from tests.stub_server import StubServer, labelled
 
-
 RESETS = "|".join(os.strerror(error) for error in (errno.EPIPE, errno.ECONNRESET))
 
 
@@ -118,16 +117,22 @@ def test_a_request_that_was_read_before_the_server_hung_up_is_told_by_the_end_of
 
 
 def test_a_request_that_crossed_the_servers_hanging_up_is_told_by_the_reset() -> None:
-    hung_up = threading.Event()
+    opened, hung_up = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        opened.set()
+        hung_up.wait()
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
             server, _ = listener.accept()
+            opened.wait()
             server.close()
             hung_up.set()
 
         with in_thread(hang_up), pytest.raises(LoadError, match=f"without an answer: ({RESETS})$"):
-            run(ask_one(listener, before=hung_up.wait))
+            run(ask_one(listener, before=wait))
 
 
 @contextmanager
