@@ -96,6 +96,7 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         metrics=metrics,
         max_wait_s=settings.max_wait_ms / 1e3,
         stuck_call_s=settings.stuck_call_ms / 1e3,
+        worker_niceness=settings.worker_niceness,
     )
     tasks = [asyncio.create_task(registry.calibrate(lambda served: loader.calibrate(served, lambda: engine.idle)))]
     if settings.store_poll_ms:

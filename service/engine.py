@@ -41,16 +41,18 @@ class Engine:
         metrics: the process's instruments.
         max_wait_s: a job that would wait longer is refused.
         stuck_call_s: a call that takes longer is given up and its worker replaced.
+        worker_niceness: by how much the workers' priority is lowered.
         clock: monotonic seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what `create_app` wires, each by its name
         self,
         *,
         workers: int,
         metrics: Metrics,
         max_wait_s: float,
         stuck_call_s: float,
+        worker_niceness: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -72,6 +74,7 @@ class Engine:
             patience_s=max_wait_s,
             on_ran=lambda ran: self._post(self._deliver, ran),
             on_death=lambda worker, error: self._post(self._bury, worker, error),
+            niceness=worker_niceness,
             clock=clock,
         )
         self._watchdog = self._loop.create_task(self._watch())

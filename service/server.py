@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -82,15 +83,19 @@ def run_process(settings: Settings, listener: socket.socket, control_dir: Path |
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_ms / 1e3)),
     )
     server = Server(config)
-    tame_collector()
+    tune_interpreter()
     host, port = listener.getsockname()[:2]
     log.info("starting", url=f"http://{host}:{port}", workers=settings.workers, process=os.getpid())
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
-def tame_collector() -> None:
-    """Let the garbage collector ignore what start-up made, and look at what requests leave less often."""
+def tune_interpreter() -> None:
+    """Let the garbage collector ignore what start-up made and look less often at what requests leave.
+
+    The event loop asks a worker that runs Python for the interpreter after half a millisecond instead of five.
+    """
+    sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

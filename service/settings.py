@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     )
     default_model: str | None = Field(None, description="the model of a request that names none")
     store_poll_ms: int = Field(1_000, ge=0, description="how often to look for new versions and aliases; 0: never")
+    worker_niceness: int = Field(
+        0,
+        ge=0,
+        le=19,
+        description="lowers the workers' priority, so that requests are read and answered sooner (Linux)",
+    )
     lone_max_bytes: int = Field(
         128 * 2**20, ge=0, description="model files up to this size get a second session, all cores for a lone request"
     )
@@ -54,7 +60,7 @@ class Settings(BaseSettings):
     max_texts_per_request: int = Field(256, ge=1, description="texts in one request")
     max_batch_texts: int = Field(64, ge=1, le=1_024, description="texts that the engine runs together")
 
-    max_wait_ms: int = Field(1_000, ge=1, description="a request that would wait longer in the queue is refused")
+    max_wait_ms: int = Field(2_000, ge=1, description="a request that would wait longer in the queue is refused")
     request_timeout_ms: int = Field(30_000, ge=1, description="the deadline of a request that states none")
     stuck_call_ms: int = Field(30_000, ge=10, description="a call into the engine that takes longer is given up")
     drain_ms: int = Field(10_000, ge=0, description="after SIGTERM, the most time for requests in flight")

@@ -7,6 +7,8 @@ finds texts in the inbox tokenises them first, which gives whoever forms the nex
 from __future__ import annotations
 
 import math
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -60,20 +62,23 @@ class WorkerPool:
         patience_s: see `Waiting`.
         on_ran: called on a worker's thread with every batch that it ran and every item that can't be run.
         on_death: called on a dying worker's thread, with what killed it.
+        niceness: by how much the threads' priority is lowered, where the system has one for each thread.
         clock: monotonic seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what `create_app` wires, each by its name
         self,
         *,
         workers: int,
         patience_s: float,
         on_ran: Callable[[Ran], None],
         on_death: Callable[[Worker, BaseException], None],
+        niceness: int,
         clock: Callable[[], float],
     ) -> None:
         self._on_ran = on_ran
         self._on_death = on_death
+        self._niceness = niceness
         self._clock = clock
         self._threads: list[threading.Thread] = []
         self._inbox: deque[Item] = deque()
@@ -137,6 +142,8 @@ class WorkerPool:
     # On a worker's thread
 
     def _live(self, worker: Worker) -> None:
+        if self._niceness and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         try:
             while self._take(worker):
                 ran = self._run(worker)
