@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model_store.encoding import TextItem
+from model_store.classifier import Logits
+from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, IntegrityError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
-from service.loading import Loader, processor, warm_up
+from service.loading import Loader, check_same, is_faster, processor, warm_up
 from service.metrics import Metrics
 from tests.fakes import FakeClassifier
 from tests.serving import served
@@ -42,10 +44,27 @@ def test_a_loaded_version_answers_and_its_cost_is_begun(store: ModelStore, tiny:
     assert model.estimate_s(TextItem("a good film")) > 0
 
 
-def test_small_files_get_a_second_session_for_lone_requests(store: ModelStore, tiny: ModelId) -> None:
-    assert loader(store)(tiny).lone_classifier is not None
+def test_large_files_and_single_cores_get_no_second_session(store: ModelStore, tiny: ModelId) -> None:
     assert loader(store, lone_max_bytes=100)(tiny).lone_classifier is None
     assert loader(store, workers=1)(tiny).lone_classifier is None
+
+
+@pytest.mark.parametrize(("lone_s", "shared_s", "faster"), [(0.5, 1.0, True), (0.99, 1.0, False), (2.0, 1.0, False)])
+def test_a_second_session_is_kept_only_if_it_is_faster(lone_s: float, shared_s: float, faster: bool) -> None:
+    class Timed(FakeClassifier):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def run(self, batch: Sequence[EncodedText]) -> Logits:
+            time.now += self.seconds
+            return super().run(batch)
+
+    class Time:
+        now = 0.0
+
+    time = Time()
+    assert is_faster(Timed(lone_s), Timed(shared_s), lambda: time.now) is faster
 
 
 def test_a_file_whose_answers_depend_on_the_batch_is_never_batched(store: ModelStore) -> None:
@@ -82,7 +101,7 @@ def test_two_sessions_that_disagree_are_refused() -> None:
             return np.full((1, 2), 100.0, np.float32)
 
     with pytest.raises(InferenceError, match="answers differently with all cores"):
-        warm_up(served(FakeClassifier(), lone=Other()))
+        check_same(FakeClassifier(), Other())
 
 
 def test_idle_time_measures_calls_and_what_was_learned_is_kept(
