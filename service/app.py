@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from model_store.classifier import check_runtime_installation, choose_provider
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
-from service.api import classify, operations
+from service.api import classify, classify_schema, operations
 from service.api.common import Envelope, Service, explain, native_error
 from service.control import Control
 from service.engine import Engine
@@ -140,7 +140,7 @@ def document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
-            paths, schemas = classify.openapi()
+            paths, schemas = classify_schema.openapi()
             schema["paths"] = {**paths, **schema["paths"]}
             schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
         return generate()

@@ -13,6 +13,7 @@ from httpx import Response
 from model_store.encoding import TextEncoder, TextItem
 from model_store.manifest import TOKENIZER_FILE, ModelId
 from model_store.store import ModelStore
+from service.api.classify_schema import ClassifyAnswer
 from service.app import create_app
 from service.settings import load_settings
 from tests.tiny import TinyWeights
@@ -275,8 +276,6 @@ def test_the_openapi_document_describes_it_whole(client: WebClient) -> None:
 
 
 def test_answers_are_as_their_documented_schema(client: WebClient) -> None:
-    from service.api.classify import ClassifyAnswer
-
     for model, given in (("tiny", "a"), ("topics", "a"), ("rating", "a"), ("pairs", [["a", "b"]])):
         response = client.post("/v1/classify", json={"model": model, "input": given, "top_k": 2})
         ClassifyAnswer.model_validate(response.json(), extra="forbid")

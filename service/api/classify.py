@@ -1,7 +1,7 @@
 """`POST /v1/classify`: the native dialect, in the shape that vLLM serves.
 
 This is the hot path. It is plain ASGI: pydantic-core parses and validates the bytes in one step, the answer is one
-dictionary that orjson writes, and the OpenAPI description is made from the models below.
+dictionary that orjson writes.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.json_schema import models_json_schema
+from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from model_store.encoding import TextItem
 from model_store.errors import SuccessorError
 from model_store.manifest import ScoreContract
+from service.api.classify_schema import ClassifyRequest
 from service.api.common import (
     NOWHERE,
     Connection,
-    ErrorAnswer,
     Headers,
     Service,
     deadline_of,
@@ -39,91 +38,6 @@ from service.errors import (
     outcome_of,
 )
 from service.registry import Route
-
-ANSWER_HEADERS = {
-    "x-request-id": "the id that the request carried, or a new one",
-    "x-model-version": "the version that answered",
-    "x-arm": "the alias that the request named, or `default`",
-    "x-queue-time": "milliseconds in the queue; of several texts the longest",
-    "x-tokenization-time": "milliseconds of tokenisation of all texts",
-    "x-inference-time": "milliseconds of the batch in the engine; of several texts the longest",
-    "x-total-time": "milliseconds from the request to its answer",
-}
-FAILURES = {
-    400: "the body, a header or a text is not as it must be",
-    404: "no loaded version answers to that model",
-    413: "too many bytes, texts or characters",
-    429: "the queue is full, or so long that the deadline would be missed",
-    500: "the model failed on this request",
-    503: "the server is going down, or lost the worker that ran the request",
-    504: "the deadline passed before the request was computed",
-}
-
-
-class ClassifyRequest(BaseModel):
-    """Texts to classify."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        json_schema_extra={
-            "examples": [
-                {"model": "sentiment", "input": "a warm, funny and moving film"},
-                {"model": "sentiment@production", "input": ["dull", "great fun"], "top_k": 1},
-                {"model": "entailment@2", "input": [["A man sleeps.", "A man is awake."]], "truncate": False},
-            ]
-        },
-    )
-
-    model: str | None = Field(
-        None, description="`name`, `name@version` or `name@alias`; needed without a default model"
-    )
-    input: Annotated[str | list[str] | list[tuple[str, str]], Field(union_mode="left_to_right")] = Field(
-        description="a text, a list of texts, or a list of [text, pair] for a model that reads pairs"
-    )
-    truncate: bool = Field(default=True, description="cut texts that are too long for the model, and say so")
-    top_k: int | None = Field(None, ge=1, description="also give this many labels with the best scores, best first")
-    raw_scores: bool = Field(default=False, description="logits instead of probabilities")
-
-
-class LabelScore(BaseModel):
-    """One label and its score."""
-
-    label: str
-    score: float
-
-
-class Classification(BaseModel):
-    """The answer for one text."""
-
-    index: int = Field(description="position in the request's input")
-    label: str | None = Field(description="the label with the best score; null for a regression")
-    probs: list[float] = Field(description="one score for each label, in the model's order")
-    num_classes: int
-    truncated: bool = Field(description="the text was cut to what the model reads")
-    top: list[LabelScore] | None = Field(None, description="present with top_k")
-    labels: list[str] | None = Field(None, description="multi-label models: the labels above the threshold")
-    score: float | None = Field(None, description="regressions: the predicted number")
-
-
-class Usage(BaseModel):
-    """What was computed."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class ClassifyAnswer(BaseModel):
-    """The answers for all texts, in their order."""
-
-    id: str
-    object: str = Field("list", examples=["list"])
-    created: int = Field(description="seconds since 1970")
-    model: str = Field(description="the version that answered", examples=["sentiment@3"])
-    data: list[Classification]
-    usage: Usage
-
 
 _validate: Callable[[bytes], ClassifyRequest] = ClassifyRequest.__pydantic_validator__.validate_json
 
@@ -264,43 +178,3 @@ def timing_headers(route: Route, answers: list[Answer], total_s: float) -> Heade
         (b"x-inference-time", b"%.3f" % (1e3 * max(answer.inference_s for answer in answers))),
         (b"x-total-time", b"%.3f" % (1e3 * total_s)),
     ]
-
-
-def openapi() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The OpenAPI paths of this dialect, and the schemas that they refer to."""
-    models: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
-        (ClassifyRequest, "validation"),
-        (ClassifyAnswer, "serialization"),
-        (ErrorAnswer, "serialization"),
-    ]
-    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
-
-    def content(model: type[BaseModel]) -> dict[str, Any]:
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-
-    def milliseconds(name: str, text: str) -> dict[str, Any]:
-        schema = {"type": "integer", "minimum": 1}
-        return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
-
-    answered = {name: {"description": text, "schema": {"type": "string"}} for name, text in ANSWER_HEADERS.items()}
-    operation: dict[str, Any] = {
-        "tags": ["classify"],
-        "summary": "Classify texts",
-        "operationId": "classify",
-        "parameters": [
-            milliseconds("request-timeout-ms", "drop the request if it was not computed after this time"),
-            milliseconds("request-deadline-ms", "drop the request if it was not computed by then, in ms since 1970"),
-        ],
-        "requestBody": {"required": True, "content": content(ClassifyRequest)},
-        "responses": {
-            "200": {"description": "One answer for each text", "content": content(ClassifyAnswer), "headers": answered},
-            **{
-                str(status): {"description": text, "content": content(ErrorAnswer)} for status, text in FAILURES.items()
-            },
-        },
-    }
-    operation["responses"]["429"]["headers"] = {
-        "retry-after": {"description": "seconds until the queue has room", "schema": {"type": "integer"}},
-        "retry-after-ms": {"description": "the same in milliseconds", "schema": {"type": "integer"}},
-    }
-    return {"/v1/classify": {"post": operation}}, definitions["$defs"]
