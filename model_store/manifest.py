@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from model_store.errors import InvalidReferenceError
 
 SCHEMA_VERSION: Final = 1
+DEFAULT_STORE = Path("artifacts/store")
+"""The store of every command that is given none, by option or by `SUCCESSOR_STORE_DIR`."""
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 

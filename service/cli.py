@@ -93,7 +93,7 @@ def command_line(arguments: Sequence[str], plugins: Sequence[EntryPoint]) -> typ
     """The application for `arguments`; `plugins` are imported only if these arguments are not for our own commands."""
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
     app.callback()(_root)
-    app.command(epilog="Example: successor serve --store artifacts/demo/store --port 8000")(serve)
+    app.command(epilog="Example: successor serve --store artifacts/store --port 8000")(serve)
     app.add_typer(models, name="models")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked not in OWN_COMMANDS:

@@ -11,11 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from model_store.errors import IntegrityError, StoreError
-from model_store.manifest import Manifest, ModelId
+from model_store.manifest import DEFAULT_STORE, Manifest, ModelId
 from model_store.store import ModelStore
-
-DEFAULT_STORE = Path("artifacts/demo/store")
-"""Where `successor demo` publishes; the setting `store_dir` has the same default."""
 
 models = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, show, verify, promote and remove the versions in a store."
@@ -26,7 +23,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a progr
 ReferenceArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]", help="Which version.")]
 
 
-@models.command("list", epilog="Example: successor models list --store artifacts/demo/store")
+@models.command("list", epilog="Example: successor models list --store artifacts/store")
 def list_models(store: StoreOption = DEFAULT_STORE, *, as_json: JsonOption = False) -> None:
     """List every version with its aliases, files, main metric and gate."""
     summaries = [_summary(ModelStore(store), model) for model in _all_versions(ModelStore(store))]

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import SuccessorError
+from model_store.manifest import DEFAULT_STORE
 
 PREFIX = "SUCCESSOR_"
 # Variables of the same prefix that belong to other parts of the project.
@@ -26,7 +27,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    store_dir: Path = Field(Path("artifacts/demo/store"), description="the model store; may be mounted read-only")
+    store_dir: Path = Field(DEFAULT_STORE, description="the model store; may be mounted read-only")
     state_dir: Path | None = Field(
         None, description="a writable folder for what outlives a process; None: nothing does"
     )

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from model_store.errors import SuccessorError
-from model_store.manifest import Manifest, ModelId
+from model_store.manifest import DEFAULT_STORE, Manifest, ModelId
 from model_store.store import ModelStore
 from service.cli import (
     COMMAND_GROUP,
@@ -29,7 +29,6 @@ from service.cli import (
     serve,
     settings_for,
 )
-from service.cli_models import DEFAULT_STORE
 from service.settings import InvalidSettingsError, Settings
 from tests.tiny import MODEL_FILE, make_tiny_version
 

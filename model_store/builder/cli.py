@@ -16,15 +16,14 @@ from model_store.builder.pipeline import build as build_recipe
 from model_store.builder.progress import ConsoleProgress
 from model_store.builder.recipe import Recipe, load_recipe, to_yaml
 from model_store.builder.runner import Runner
+from model_store.manifest import DEFAULT_STORE
 from model_store.store import ModelStore
-
-DEFAULT_STORE = Path("artifacts/store")
 
 
 def build(  # noqa: PLR0913 - each argument is one of the command's options
     recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of one that ships: sentiment.")],
     *,
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = DEFAULT_STORE,
+    store: Annotated[Path, typer.Option(envvar="SUCCESSOR_STORE_DIR", help="The store's folder.")] = DEFAULT_STORE,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key: --set steps.0.epochs=3")
     ] = None,
