@@ -10,6 +10,7 @@ Read in this order:
 6. `loading`, `registry`: from the store to a model that answers; which version a request means.
 7. `api`: one file for each dialect.
 8. `errors`, `metrics`: every error and its status; every instrument.
-9. `server`, `processes`, `control`, `logs`: sockets and signals; several processes, and what they are told together.
-10. `comparison`, `cli`: two models against each other over HTTP; the command line.
+9. `server`, `protocol`, `logs`: sockets and signals; one connection.
+10. `processes`, `control`: several server processes, and what they are told together.
+11. `comparison`, `cli`: two models against each other over HTTP; the command line.
 """

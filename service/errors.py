@@ -32,6 +32,14 @@ class BodyTooLargeError(ServiceError):
     """The request's body has more bytes than the server reads."""
 
 
+class UnsupportedEncodingError(ServiceError):
+    """The request's body has a Content-Encoding; the server reads plain bytes."""
+
+
+class RequestTimeoutError(ServiceError):
+    """The request's header and body did not arrive in time."""
+
+
 class TooManyTextsError(ServiceError):
     """One request has more texts than the server takes."""
 
@@ -105,6 +113,8 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     ServiceError: Outcome(500, _FAULT, "internal_error"),
     InvalidRequestError: Outcome(400, _INVALID, "invalid_request"),
     BodyTooLargeError: Outcome(413, _INVALID, "body_too_large"),
+    UnsupportedEncodingError: Outcome(415, _INVALID, "unsupported_encoding"),
+    RequestTimeoutError: Outcome(408, "timeout_error", "request_timeout"),
     TooManyTextsError: Outcome(413, _INVALID, "too_many_texts"),
     TextTooLargeError: Outcome(413, _INVALID, "text_too_large"),
     ModelNotLoadedError: Outcome(404, _MISSING, "model_not_found"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from model_store.errors import SuccessorError
+from model_store.errors import IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.errors import InvalidRequestError, ModelNotLoadedError
@@ -24,6 +24,7 @@ from service.served_model import ServedModel
 log = structlog.get_logger(__name__)
 
 DEFAULT_ARM = "default"
+HINT = "publish one with `successor demo` or `successor build RECIPE`, or choose another store with SUCCESSOR_STORE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Table:
     models: dict[ModelId, ServedModel] = field(default_factory=dict)
     aliases: dict[ModelId, tuple[str, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    """Reference → why it can't be served."""
+    """Reference → why it can't be served, or only by the version that it meant before."""
+    warnings: tuple[str, ...] = ()
+    """What an operator should know of the whole."""
 
 
 class Registry:
@@ -96,7 +99,7 @@ class Registry:
     async def sync(self) -> Table:
         """Load what the store has and the table lacks, swap the table, and let go of what is no longer wanted.
 
-        A version that can't be loaded leaves the others as they are.
+        A version that can't be loaded leaves the others as they are, and so do aliases that can't be read.
         """
         async with self._changing:
             self.release_drained()
@@ -107,7 +110,6 @@ class Registry:
                 try:
                     models[model] = loaded if loaded is not None else await asyncio.to_thread(self._load, model)
                 except SuccessorError as error:
-                    log.warning("version not loaded", model=str(model), error=str(error))
                     failures.update({ref: str(error) for ref, target in chosen.items() if target == model})
                     continue
                 if loaded is None:
@@ -135,8 +137,33 @@ class Registry:
                 routes[reference] = Route(served, selector if is_alias else DEFAULT_ARM)
         kept = set(map(id, models.values()))
         self.retired += [model for model in self.table.models.values() if id(model) not in kept]
-        self.table = Table(routes, models, aliases, failures)
+        before = self.table
+        self.table = Table(routes, models, aliases, failures, self._warnings(routes, failures))
         self._metrics.loaded_versions.set(len(models))
+        self._report(before)
+
+    def _warnings(self, routes: dict[str, Route], failures: dict[str, str]) -> tuple[str, ...]:
+        warnings = []
+        if not routes:
+            why = next(iter(failures.values()), HINT)
+            warnings.append(f"no model is loaded from {self._store.root}: {why}")
+        if self._default_model is not None and self._default_model not in routes:
+            warnings.append(
+                f"no loaded version answers to the default model {self._default_model!r}: "
+                "requests that name none are refused until SUCCESSOR_DEFAULT_MODEL names one that is loaded"
+            )
+        return tuple(warnings)
+
+    def _report(self, before: Table) -> None:
+        """Log what is wrong now and was not before."""
+        fresh = {name: why for name, why in self.table.failures.items() if before.failures.get(name) != why}
+        for why in sorted(set(fresh.values())):
+            names = sorted(name for name in fresh if fresh[name] == why)
+            still = [name for name in names if name in self.table.routes]
+            log.warning("references not served as the store has them", references=names, error=why, still_served=still)
+        for warning in self.table.warnings:
+            if warning not in before.warnings:
+                log.warning(warning)
 
     async def calibrate(self, measure: Callable[[ServedModel], Awaitable[None]]) -> None:
         """Measure each version that is loaded, now or later, once, until cancelled."""
@@ -178,32 +205,46 @@ class Registry:
         """Every reference that is to be served with its version, and those that mean nothing."""
         chosen: dict[str, ModelId] = {}
         failures: dict[str, str] = {}
-        for reference in self._wanted or self._everything(failures):
+        for reference in self._wanted or self._everything():
             try:
                 chosen[reference] = self._store.resolve(reference)
+            except IntegrityError as error:
+                failures[reference] = str(error)
+                if reference in self.table.routes:
+                    chosen[reference] = self._last_meant(reference)
             except SuccessorError as error:
-                log.warning("reference not served", reference=reference, error=str(error))
                 failures[reference] = str(error)
         for model in set(chosen.values()):
             chosen[str(model)] = model
             self._add_names(chosen, model)
         return chosen, failures
 
-    def _everything(self, failures: dict[str, str]) -> list[str]:
+    def _everything(self) -> list[str]:
         references: list[str] = []
         for name in self._store.names():
             references.append(name)
             try:
                 references += [f"{name}@{alias}" for alias in self._store.aliases(name)]
-            except SuccessorError as error:
-                failures[name] = str(error)
+            except SuccessorError:
+                references += [one for one in self._last_names(name) if one != name]
         return references
+
+    def _last_names(self, name: str) -> list[str]:
+        """The references to versions of `name` in the table as it is."""
+        return [reference for reference in self.table.routes if reference.partition("@")[0] == name]
+
+    def _last_meant(self, reference: str) -> ModelId:
+        return self.table.routes[reference].model.manifest.id
 
     def _add_names(self, chosen: dict[str, ModelId], model: ModelId) -> None:
         """The bare name and the aliases that mean a chosen version, even if they were not asked for."""
-        with contextlib.suppress(SuccessorError):
+        try:
             for alias, version in self._store.aliases(model.name).items():
                 if version == model.version:
                     chosen.setdefault(f"{model.name}@{alias}", model)
             if self._store.resolve(model.name) == model:
                 chosen.setdefault(model.name, model)
+        except SuccessorError:
+            for reference in self._last_names(model.name):
+                if self._last_meant(reference) == model:
+                    chosen.setdefault(reference, model)

@@ -12,23 +12,24 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.common import Connection, Service
+from service.api.common import Service
 from service.app import check_installation, create_app
 from service.errors import ListenError
 from service.logs import configure_logs
 from service.processes import Supervisor
+from service.protocol import Protocol
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 # After SIGTERM, how long requests on open connections are still taken, each answered with `Connection: close`.
 _FAREWELL_S = 0.3
+# How many of uvicorn's ticks, each 0.1 s, lie between two sweeps over the connections.
+_SWEEP_TICKS = 5
 
 
 def serve(settings: Settings) -> int:
@@ -61,9 +62,14 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ListenError(
-            f"can't listen on {host}:{port} ({error.strerror}): choose another --host or --port"
+            f"can't listen on {address(host, port)} ({error.strerror}): choose another --host or --port"
         ) from error
     return listener
+
+
+def address(host: str, port: int) -> str:
+    """Host and port as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def run_process(settings: Settings, listener: socket.socket, control_dir: Path | None = None) -> int:
@@ -80,12 +86,13 @@ def run_process(settings: Settings, listener: socket.socket, control_dir: Path |
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_ms / 1e3),
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_ms / 1e3)),
     )
     server = Server(config)
     tune_interpreter()
     host, port = listener.getsockname()[:2]
-    log.info("starting", url=f"http://{host}:{port}", workers=settings.workers, process=os.getpid())
+    log.info("starting", url=f"http://{address(host, port)}", workers=settings.workers, process=os.getpid())
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
@@ -99,69 +106,6 @@ def tune_interpreter() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-
-
-class CorkedTransport(asyncio.Transport):
-    """Writes once what is written within one turn of the event loop.
-
-    uvicorn writes an answer's head and its body separately. Two system calls, each of which wakes the client, cost more
-    than everything else that the server does for a short request.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep the bytes until the event loop's next turn."""
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(bytes(data))
-
-    def close(self) -> None:
-        """Close once everything is written."""
-        self._flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        """The connection is closed or about to be."""
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
-        """What is known about the connection."""
-        return self._transport.get_extra_info(name, default)
-
-    def pause_reading(self) -> None:
-        """Let the client wait."""
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on."""
-        self._transport.resume_reading()
-
-    def _flush(self) -> None:
-        if self._parts:
-            self._transport.write(b"".join(self._parts))
-            self._parts.clear()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, on corked transports, that drops what a client has asked for when it hangs up."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection."""
-        self._connection = Connection()
-        self.app_state = {**self.app_state, "connection": self._connection}
-        super().connection_made(CorkedTransport(transport))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End a connection: nobody waits for its answers."""
-        super().connection_lost(exc)
-        service: Service = self.app_state["service"]
-        for job in list(self._connection.jobs):
-            service.engine.abandon(job)
 
 
 class Server(uvicorn.Server):
@@ -185,7 +129,12 @@ class Server(uvicorn.Server):
         self._leave_at = time.monotonic() + _FAREWELL_S
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop once the farewell is over; uvicorn then waits for what is in flight."""
+        """Sweep; stop once the farewell is over, where uvicorn then waits for what is in flight."""
+        if counter % _SWEEP_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for protocol in list(self.server_state.connections):
+                if isinstance(protocol, Protocol):
+                    protocol.sweep(now)
         if self._leave_at < math.inf and (time.monotonic() >= self._leave_at or not self.server_state.connections):
             self.should_exit = True
         return await super().on_tick(counter)

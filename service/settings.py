@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -63,6 +65,12 @@ class Settings(BaseSettings):
 
     max_wait_ms: int = Field(2_000, ge=1, description="a request that would wait longer in the queue is refused")
     request_timeout_ms: int = Field(30_000, ge=1, description="the deadline of a request that states none")
+    receive_timeout_ms: int = Field(
+        30_000, ge=10, description="a request whose header and body take longer to arrive is refused"
+    )
+    keep_alive_ms: int = Field(
+        65_000, ge=10, description="a connection on which nothing has been asked for this long is closed"
+    )
     stuck_call_ms: int = Field(30_000, ge=10, description="a call into the engine that takes longer is given up")
     drain_ms: int = Field(10_000, ge=0, description="after SIGTERM, the most time for requests in flight")
 
@@ -85,7 +93,9 @@ class Settings(BaseSettings):
         known = {(PREFIX + field).upper() for field in type(self).model_fields} | FOREIGN_VARIABLES
         strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
         if strangers:
-            raise ValueError(f"unknown environment variables: {', '.join(strangers)}")
+            raise ValueError(
+                f"unknown environment variables: {', '.join(_with_hint(name, known) for name in strangers)}"
+            )
         return self
 
     @property
@@ -104,6 +114,16 @@ def load_settings(**chosen: object) -> Settings:
         return Settings(**chosen)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            raise InvalidSettingsError(
+                f"unknown setting {_with_hint(repr(first['loc'][0]), map(repr, Settings.model_fields))}"
+            ) from error
         field = "_".join(str(part) for part in first["loc"])
         where = f"{PREFIX}{field.upper()}: " if field else ""
         raise InvalidSettingsError(where + first["msg"].removeprefix("Value error, ")) from error
+
+
+def _with_hint(name: str, known: Iterable[str]) -> str:
+    """An unknown name, with the known one that it looks like."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"{name}: did you mean {nearest[0]}?" if nearest else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import time
@@ -254,6 +255,21 @@ def test_another_method_is_refused_with_those_that_are_allowed(client: WebClient
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "BR", "identity, gzip"])
+def test_a_body_with_an_encoding_is_refused_by_its_name(client: WebClient, encoding: str) -> None:
+    body = gzip.compress(b'{"model": "tiny", "input": "dull"}')
+    for method, path in (("POST", "/v1/classify"), ("PUT", "/v1/admin/models/tiny/aliases/canary")):
+        response = client.request(method, path, content=body, headers={"content-encoding": encoding})
+        assert_refused(response, 415, "unsupported_encoding", repr(encoding), param="content-encoding")
+    assert 'successor_refusals_total{reason="unsupported_encoding"}' in client.get("/metrics").text
+
+
+def test_the_encoding_identity_is_none(client: WebClient) -> None:
+    body = {"model": "tiny", "input": "dull"}
+    for encoding in ("Identity", ""):
+        assert client.post("/v1/classify", json=body, headers={"content-encoding": encoding}).status_code == 200
+
+
 def test_refusals_are_counted_by_reason(client: WebClient) -> None:
     client.post("/v1/classify", content=b"{")
     assert 'successor_refusals_total{reason="invalid_request"}' in client.get("/metrics").text
@@ -262,7 +278,7 @@ def test_refusals_are_counted_by_reason(client: WebClient) -> None:
 def test_the_openapi_document_describes_it_whole(client: WebClient) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/v1/classify"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "404", "413", "429", "500", "503", "504"}
+    assert set(operation["responses"]) == {"200", "400", "404", "408", "413", "415", "429", "500", "503", "504"}
     schemas = document["components"]["schemas"]
     for reference in set(find_references(document)):
         assert reference.removeprefix("#/components/schemas/") in schemas

@@ -278,7 +278,7 @@ def test_a_settings_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_setting_in_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("prot: 80\n")
-    with pytest.raises(InvalidSettingsError, match="PROT"):
+    with pytest.raises(InvalidSettingsError, match="unknown setting 'prot'"):
         settings_for(tmp_path / "settings.yaml", {})
 
 

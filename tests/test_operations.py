@@ -53,6 +53,22 @@ def test_a_server_with_models_is_live_and_ready(client: WebClient) -> None:
     assert (ready.status_code, ready.json()["models"]) == (200, ["tiny@1"])
 
 
+def test_probes_may_ask_with_head(client: WebClient, tmp_path: Path) -> None:
+    for path in ("/health/live", "/health/ready"):
+        assert client.request("HEAD", path).status_code == 200
+    for empty in client_of(ModelStore(tmp_path / "empty")):
+        assert empty.request("HEAD", "/health/ready").status_code == 503
+
+
+def test_readiness_tells_of_a_default_model_that_nothing_answers_to(store: ModelStore, tiny: ModelId) -> None:
+    settings = load_settings(store_dir=store.root, threads=1, default_model="nope")
+    with structlog.testing.capture_logs() as logs, running_app(create_app(settings)) as client:
+        ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["models"]) == (200, ["tiny@1"])
+    assert "no loaded version answers to the default model 'nope'" in ready.json()["detail"]
+    assert [entry["log_level"] for entry in logs if entry["event"] == ready.json()["detail"]] == ["warning"]
+
+
 def test_an_empty_store_is_live_and_not_ready_and_says_what_to_run(tmp_path: Path) -> None:
     for client in client_of(ModelStore(tmp_path / "empty")):
         assert client.get("/health/live").status_code == 200

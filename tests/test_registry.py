@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from model_store.errors import IntegrityError
@@ -202,6 +203,78 @@ def test_a_version_that_is_not_wanted_any_more_is_released_once_it_owes_nothing(
         old.pending = 0
         scene.registry.release_drained()
         assert scene.registry.retired == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("wanted", [(), ("tiny",)])
+def test_aliases_that_become_junk_leave_everything_as_it_was_and_that_is_logged_once(
+    store: ModelStore, tiny: ModelId, wanted: tuple[str, ...]
+) -> None:
+    async def scenario() -> None:
+        store.promote(tiny, "canary")
+        make_tiny_version(store, seed=1, aliases=("production",))
+        aliases = store.root / "tiny" / "aliases.json"
+        whole = aliases.read_text()
+        scene = Scene(store, *wanted)
+        await scene.registry.sync()
+        before, models = scene.answering(), scene.registry.table.models
+        assert before["tiny"] == "tiny@2"
+        aliases.unlink()
+        aliases.write_text("junk")
+        make_tiny_version(store, seed=2)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):
+                await scene.registry.sync()
+        assert scene.answering() == before
+        assert scene.registry.table.models == models
+        (entry,) = logs
+        assert (entry["log_level"], "tiny" in entry["still_served"]) == ("warning", True)
+        assert "can't be read: restore or delete" in scene.registry.table.failures["tiny"]
+        aliases.write_text(whole.replace("2", "3"))
+        await scene.registry.sync()
+        assert scene.answering()["tiny"] == "tiny@3"
+        assert scene.registry.table.failures == {}
+
+    run(scenario)
+
+
+def test_an_alias_stays_with_its_version_while_it_points_at_none(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        before = scene.answering()
+        (store.root / "tiny" / "aliases.json").unlink()
+        (store.root / "tiny" / "aliases.json").write_text('{"production": 9}')
+        await scene.registry.sync()
+        assert scene.answering() == before
+        assert "points at version 9" in scene.registry.table.failures["tiny@production"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("wanted", "why"), [((), "publish one with `successor demo`"), (("nope",), "no model 'nope'")])
+def test_a_server_without_models_warns_once_and_says_why(tmp_path: Path, wanted: tuple[str, ...], why: str) -> None:
+    async def scenario() -> None:
+        scene = Scene(ModelStore(tmp_path / "nothing"), *wanted)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):
+                await scene.registry.sync()
+        (warning,) = scene.registry.table.warnings
+        assert warning.startswith(f"no model is loaded from {tmp_path / 'nothing'}: {why}")
+        assert [entry["log_level"] for entry in logs if entry["event"] == warning] == ["warning"]
+
+    run(scenario)
+
+
+def test_a_default_model_that_is_loaded_later_is_no_longer_warned_of(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store, default="other@canary")
+        await scene.registry.sync()
+        (warning,) = scene.registry.table.warnings
+        assert "default model 'other@canary'" in warning
+        make_tiny_version(store, "other", aliases=("canary",))
+        assert (await scene.registry.sync()).warnings == ()
 
     run(scenario)
 

@@ -21,7 +21,7 @@ import pytest
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.errors import ListenError
-from service.server import listen
+from service.server import address, listen
 from tests.tiny import make_tiny_version
 
 pytestmark = pytest.mark.slow
@@ -249,6 +249,28 @@ def test_it_listens_on_ipv6_as_well() -> None:
         pytest.skip("no IPv6 here")
     with listen("::1", 0) as listener:
         assert listener.family == socket.AF_INET6
+
+
+def test_an_ipv6_address_is_in_brackets_before_its_port() -> None:
+    assert (address("::1", 80), address("127.0.0.1", 80)) == ("[::1]:80", "127.0.0.1:80")
+    with pytest.raises(ListenError, match=r"can't listen on \[2001:db8::1\]:80 "):
+        listen("2001:db8::1", 80)
+
+
+def test_a_request_that_does_not_arrive_is_given_up_and_holds_nothing(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    with server(store, tmp_path, receive_timeout_ms="50", keep_alive_ms="50") as running:
+        for sent, answer in (
+            (b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b"HTTP/1.1 408 "),
+            (b"GET /health/ready HTTP/1.1\r\nHo", b"HTTP/1.1 408 "),
+            (b"", b""),
+        ):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
+                connection.sendall(sent)
+                assert connection.makefile("rb").read().startswith(answer)
+        code, errors = running.stop()
+    assert (code, "Traceback" in errors) == (0, False)
 
 
 def server_processes(running: RunningServer) -> set[int]:

@@ -35,7 +35,9 @@ def test_what_is_chosen_in_the_call_wins_over_the_environment(monkeypatch: pytes
 
 def test_an_unknown_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUCCESSOR_PROT", "9000")
-    with pytest.raises(InvalidSettingsError, match="unknown environment variables: SUCCESSOR_PROT"):
+    with pytest.raises(
+        InvalidSettingsError, match="unknown environment variables: SUCCESSOR_PROT: did you mean SUCCESSOR_PORT"
+    ):
         load_settings()
 
 
@@ -44,9 +46,11 @@ def test_variables_of_other_parts_of_the_project_are_left_alone(monkeypatch: pyt
     load_settings()
 
 
-def test_an_unknown_setting_is_refused() -> None:
-    with pytest.raises(InvalidSettingsError, match="SUCCESSOR_PROT: "):
+def test_an_unknown_setting_is_refused_with_the_one_that_it_looks_like() -> None:
+    with pytest.raises(InvalidSettingsError, match=r"^unknown setting 'prot': did you mean 'port'\?$"):
         load_settings(prot=1)
+    with pytest.raises(InvalidSettingsError, match=r"^unknown setting 'xyzzy'$"):
+        load_settings(xyzzy=1)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ _validate: Callable[[bytes], ClassifyRequest] = ClassifyRequest.__pydantic_valid
 async def classify(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request; every expected error is answered in the native shape."""
     service: Service = scope["state"]["service"]
+    connection: Connection = scope["state"].get("connection", NOWHERE)
     try:
         started = service.engine.clock()
         service.engine.check_admission()
@@ -57,14 +58,15 @@ async def classify(scope: Scope, receive: Receive, send: Send) -> None:
         job = service.engine.submit(
             route.model, texts, truncate=request.truncate, raw_scores=request.raw_scores, deadline=deadline
         )
-        connection: Connection = scope["state"].get("connection", NOWHERE)
         connection.jobs.add(job)
         try:
             answers = await job.future
         finally:
             connection.jobs.discard(job)
     except SuccessorError as error:
-        service.metrics.refusals.labels(outcome_of(error).code).inc()
+        # A client that was too slow is gone because the server has answered, and counted, that.
+        if not connection.timed_out:
+            service.metrics.refusals.labels(outcome_of(error).code).inc()
         if not isinstance(error, ClientGoneError):
             await send_json(send, *explain(error))
         return

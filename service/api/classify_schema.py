@@ -21,7 +21,9 @@ ANSWER_HEADERS = {
 FAILURES = {
     400: "the body, a header or a text is not as it must be",
     404: "no loaded version answers to that model",
+    408: "the header and body did not arrive in time",
     413: "too many bytes, texts or characters",
+    415: "the body is compressed",
     429: "the queue is full, or so long that the deadline would be missed",
     500: "the model failed on this request",
     503: "the server is going down, or lost the worker that ran the request",

@@ -25,6 +25,7 @@ from service.errors import (
     InvalidRequestError,
     Outcome,
     OverloadedError,
+    UnsupportedEncodingError,
     outcome_of,
 )
 from service.metrics import Metrics
@@ -76,6 +77,8 @@ class Connection:
 
     jobs: set[Job] = field(default_factory=set)
     """What it waits for; the server abandons these when it closes."""
+    timed_out: bool = False
+    """Set by the server when it gave up reading, answered and closed."""
 
 
 # Where the server does not tell, nobody looks at what is kept here.
@@ -191,8 +194,18 @@ def _milliseconds(header: str, value: bytes) -> int:
     return int(value)
 
 
+async def refuse_encoding(service: Service, encoding: bytes, send: Send) -> None:
+    """Answer a request whose body is compressed, or the like."""
+    error = UnsupportedEncodingError(
+        f"the body has Content-Encoding {encoding[:40].decode('latin-1')!r}: send it as it is, without that header",
+        param="content-encoding",
+    )
+    service.metrics.refusals.labels(outcome_of(error).code).inc()
+    await send_json(send, *explain(error))
+
+
 class Envelope:
-    """Pure ASGI around every route: the request's id, `Connection: close` while draining, and unexpected errors."""
+    """Pure ASGI around every route: the request's id, `Connection: close` while draining, and errors of every route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -203,7 +216,8 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         service: Service = scope["state"]["service"]
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
         fits = 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable()
         request_id = given if fits else service.next_request_id().encode()
         scope["state"]["request_id"] = request_id
@@ -218,8 +232,12 @@ class Envelope:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        encoding = headers.get(b"content-encoding", b"")
         try:
-            await self._app(scope, receive, send_on)
+            if not encoding or encoding.lower() == b"identity":
+                await self._app(scope, receive, send_on)
+            else:
+                await refuse_encoding(service, encoding, send_on)
         except Exception:
             log.exception("unexpected error", path=scope["path"], request_id=request_id.decode())
             if status:

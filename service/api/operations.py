@@ -15,8 +15,6 @@ from service.api.common import ErrorAnswer, Service
 from service.errors import AdministrationError
 from service.registry import Table
 
-HINT = "publish one with `successor demo` or `successor build RECIPE`, or choose another store with SUCCESSOR_STORE_DIR"
-
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {403: "no or wrong token", 404: "no such version", 409: "the store can't be changed"}.items()
@@ -59,7 +57,9 @@ class Health(BaseModel):
     status: Literal["ok", "unavailable"]
     detail: str = ""
     models: list[str] = []
-    failures: dict[str, str] = Field(default={}, description="reference → why it can't be served")
+    failures: dict[str, str] = Field(
+        default={}, description="reference → why it can't be served, or only by the version that it meant before"
+    )
 
 
 class Promotion(BaseModel):
@@ -103,12 +103,14 @@ async def list_models(service: Running) -> ModelList:
     return ModelList(data=cards(service.registry.table, service.settings.workers, service.provider))
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", tags=["health"])
 async def live() -> Health:
     """The process works; restart it when this fails."""
     return Health(status="ok")
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
 async def ready(service: Running, response: Response) -> Health:
     """Requests will be answered; send none while this fails."""
@@ -118,9 +120,10 @@ async def ready(service: Running, response: Response) -> Health:
     elif not service.engine.able:
         detail = "no worker can answer: restart the server"
     elif not table.models:
-        detail = f"no model is loaded from {service.settings.store_dir}: {HINT}"
+        detail = "; ".join(table.warnings)
     else:
-        return Health(status="ok", models=sorted(map(str, table.models)), failures=table.failures)
+        detail = "; ".join(table.warnings)
+        return Health(status="ok", detail=detail, models=sorted(map(str, table.models)), failures=table.failures)
     response.status_code = 503
     return Health(status="unavailable", detail=detail, failures=table.failures)
 
