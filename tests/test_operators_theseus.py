@@ -69,19 +69,24 @@ def test_gates_are_a_function_of_seed_and_step_alone() -> None:
     assert [draw_gates(0.5, 6, 2, step) for step in range(50)] != first
 
 
-def test_successor_layers_start_as_copies_of_the_predecessors_first() -> None:
+def test_successor_layers_start_from_the_first_n_or_from_the_first_that_each_replaces() -> None:
+    assert list(parameters().copied_layers(6)) == [0, 1, 2]
+    assert list(parameters(initialisation="spread").copied_layers(6)) == [0, 2, 4]
+
+
+def test_successor_layers_start_as_copies_that_share_nothing_with_the_originals() -> None:
     layers = stack_of(tiny_bert())
-    routed = ReplaceableLayers(layers, 3)
-    for index in range(3):
-        ours, theirs = routed.successor[index].state_dict(), layers[index].state_dict()
+    routed = ReplaceableLayers(layers, (0, 2, 4))
+    for index, original in enumerate((0, 2, 4)):
+        ours, theirs = routed.successor[index].state_dict(), layers[original].state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-        pointers = {parameter.data_ptr() for parameter in layers[index].parameters()}
+        pointers = {parameter.data_ptr() for parameter in layers[original].parameters()}
         assert not pointers & {parameter.data_ptr() for parameter in routed.successor[index].parameters()}
 
 
 def test_an_open_gate_runs_one_successor_layer_in_place_of_its_share_of_the_predecessor() -> None:
     layers = nn.ModuleList(nn.Identity() for _ in range(6))
-    routed = ReplaceableLayers(layers, 3)
+    routed = ReplaceableLayers(layers, range(3))
     routed.gates = [False, True, False]
     assert list(routed) == [layers[0], layers[1], routed.successor[1], layers[4], layers[5]]
     assert (len(routed), routed[2]) == (5, routed.successor[1])
@@ -89,7 +94,7 @@ def test_an_open_gate_runs_one_successor_layer_in_place_of_its_share_of_the_pred
 
 def test_in_evaluation_the_successor_runs_alone_whatever_the_gates_are() -> None:
     model = tiny_bert()
-    routed = ReplaceableLayers(stack_of(model), 3)
+    routed = ReplaceableLayers(stack_of(model), range(3))
     routed.gates = [False, False, False]
     set_layers(model, routed)
     ids = torch.tensor([[1, 2, 3]])
@@ -106,7 +111,7 @@ def test_with_all_gates_closed_the_whole_is_the_predecessor() -> None:
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         before = model.eval()(ids).logits
-        routed = ReplaceableLayers(stack_of(model), 3)
+        routed = ReplaceableLayers(stack_of(model), range(3))
         set_layers(model, routed)
         routed.gates = [False] * 3
         routed.training = True  # dropout stays off: only the route is that of training
@@ -115,7 +120,7 @@ def test_with_all_gates_closed_the_whole_is_the_predecessor() -> None:
 
 def test_a_model_of_another_architecture_is_routed_by_its_own_loop() -> None:
     model = DistilBertModel(DistilBertConfig(vocab_size=20, dim=8, n_layers=4, n_heads=2, hidden_dim=16))
-    routed = ReplaceableLayers(stack_of(model), 2)
+    routed = ReplaceableLayers(stack_of(model), range(2))
     set_layers(model, routed)
     assert model.eval()(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 8)
     set_layers(model, routed.successor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -18,16 +18,19 @@ class ReplaceableLayers(nn.Module):
     """Stands where a model keeps its list of layers, and gives the model's own loop the layers of the moment.
 
     While training, module i is the successor's layer i where `gates[i]` is set, else the predecessor's layers
-    `i·L/n … (i+1)·L/n - 1`. In evaluation it is the successor alone. Successor layers start as copies of the
-    predecessor's first n. `gates` is set by the operator before every step.
+    `i·L/n … (i+1)·L/n - 1`. In evaluation it is the successor alone. `gates` is set by the operator before every step.
+
+    Args:
+        predecessor: the model's own stack.
+        copied: which of its layers the successor's layers start as copies of, in their order.
     """
 
-    def __init__(self, predecessor: nn.ModuleList, count: int) -> None:
+    def __init__(self, predecessor: nn.ModuleList, copied: Sequence[int]) -> None:
         super().__init__()
         self.predecessor = predecessor
-        self.successor = nn.ModuleList(copy.deepcopy(predecessor[index]) for index in range(count))
+        self.successor = nn.ModuleList(copy.deepcopy(predecessor[index]) for index in copied)
         self.successor.requires_grad_(requires_grad=True)
-        self.gates = [True] * count
+        self.gates = [True] * len(copied)
 
     def route(self) -> list[nn.Module]:
         """The layers to run now, in order."""

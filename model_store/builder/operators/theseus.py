@@ -37,6 +37,10 @@ class Parameters(TrainingParameters):
     schedule: Literal["linear", "constant", "reversed"] = Field(
         default="linear", description="constant: p = b; reversed: p falls from 1 to b; both until phase 2"
     )
+    initialisation: Literal["first", "spread"] = Field(
+        default="first",
+        description="successor layers start as the predecessor's first n, or each as the first that it replaces",
+    )
     base_rate: float = Field(default=0.3, gt=0, le=1, description="b")
     replacing_share: float | None = Field(
         default=None, ge=0, le=0.95, description="share of the steps in phase 1; 0.6 unless rate_per_step is given"
@@ -71,6 +75,10 @@ class Parameters(TrainingParameters):
                 f"rate_per_step: p reaches 1 only after step {self.phase_two(total):.0f} of {total}, so the successor"
                 " would never train alone: raise it, or use replacing_share"
             )
+
+    def copied_layers(self, count: int) -> range:
+        """Which of the predecessor's `count` layers the successor starts from."""
+        return range(self.layers) if self.initialisation == "first" else range(0, count, count // self.layers)
 
     def phase_two(self, total: int) -> float:
         """The step at which phase 2 begins."""
@@ -117,7 +125,8 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
 
         def build_student(self, parent: PreTrainedModel) -> PreTrainedModel:
             parent.requires_grad_(requires_grad=False)
-            self.routed = ReplaceableLayers(stack_of(parent), parameters.layers)
+            stack = stack_of(parent)
+            self.routed = ReplaceableLayers(stack, parameters.copied_layers(len(stack)))
             set_layers(parent, self.routed)
             return parent
 
