@@ -158,6 +158,16 @@ def test_a_full_range_of_signed_weights_is_found_in_a_real_file_and_ours_are_saf
     assert largest_signed_weight(tmp_path / "False.onnx") > LARGEST_SAFE_WEIGHT
 
 
+@pytest.mark.parametrize("target", ["x86_64", "arm64"])
+def test_only_a_file_for_arm64_has_signed_weights_of_full_range(
+    tmp_path: Path, parent: Path, context: StepContext, target: str
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    apply(parameters(candidates=["dynamic-u8s8"], target=target), parent, output, context)
+    assert (largest_signed_weight(output / INT8_FILE) > LARGEST_SAFE_WEIGHT) == (target == "arm64")
+
+
 def test_without_signed_products_nothing_can_saturate(parent: Path) -> None:
     assert largest_signed_weight(parent / FP32_FILE) == 0
 

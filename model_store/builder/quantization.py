@@ -162,7 +162,7 @@ class _Workshop:
         common: dict[str, Any] = {
             "weight_type": QuantType.QInt8 if signed else QuantType.QUInt8,
             "per_channel": signed,
-            "reduce_range": signed,
+            "reduce_range": signed and self._parameters.target == "x86_64",
             "op_types_to_quantize": ["MatMul", "Gemm"] + (["Gather"] if self._parameters.embeddings else []),
         }
         if candidate.startswith("dynamic"):
@@ -198,7 +198,7 @@ def _judge(parameters: Parameters, reference: Artifact, artifact: Artifact, fold
     drop = reference.dev_metric - artifact.dev_metric
     weight = largest_signed_weight(folder / artifact.file)
     reasons = []
-    if weight > LARGEST_SAFE_WEIGHT:
+    if parameters.target == "x86_64" and weight > LARGEST_SAFE_WEIGHT:
         reasons.append(f"a signed weight of {weight} saturates on processors without VNNI")
     if artifact.agreement < parameters.min_agreement:
         reasons.append(f"agreement {artifact.agreement:.3f} is below {parameters.min_agreement}")

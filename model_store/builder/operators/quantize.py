@@ -33,6 +33,9 @@ class Parameters(StepParameters):
 
     operator: Literal["quantize"]
     candidates: tuple[Candidate, ...] = Field(default=ALL_CANDIDATES, min_length=1)
+    target: Literal["x86_64", "arm64"] = Field(
+        default="x86_64", description="arm64: signed weights keep their full range, which x86 without VNNI can't add up"
+    )
     embeddings: bool = Field(default=True, description="quantise embedding tables too: smaller, not faster")
     min_agreement: float = Field(default=0.95, ge=0, le=1, description="on dev, with the float32 file")
     max_metric_drop: float = Field(default=0.01, ge=0, description="on dev, float32 minus int8")
