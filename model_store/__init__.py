@@ -6,7 +6,7 @@ Read in this order:
 2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases; `disk` is what it writes with.
 3. `encoding`: text or pair to token ids.
 4. `classifier`: `OnnxClassifier`: encode, run, scores; what the gate and the server both run.
-5. `statistics`: intervals for comparisons.
+5. `statistics`: intervals for comparisons. `machine`: what figures were measured on.
 6. `errors`: every error of the above.
 7. `builder`: the offline build. torch and transformers live there and nowhere else.
 """

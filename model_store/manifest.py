@@ -7,7 +7,7 @@ refuse unknown keys, so a manifest that parses is one that this code understands
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -240,16 +240,21 @@ class Manifest(Record):
         return ModelId(name=self.name, version=self.version)
 
     def artifact_for(self, provider: str) -> Artifact:
-        """The file to serve on `provider`: the fastest measured there; unmeasured, fp16 on a GPU, else float32."""
-        measured = [
-            (latency.p50_ms, index)
-            for index, artifact in enumerate(self.artifacts)
-            for latency in artifact.latency
-            if latency.provider == provider
-        ]
-        if measured:
-            return self.artifacts[min(measured)[1]]
-        order: tuple[Precision, ...] = (
-            ("fp32", "int8", "fp16") if provider == "CPUExecutionProvider" else ("fp16", "fp32", "int8")
-        )
-        return min(self.artifacts, key=lambda artifact: order.index(artifact.precision))
+        """The file to serve on `provider`, as `best_artifact` says."""
+        return best_artifact(self.artifacts, provider)
+
+
+def best_artifact(artifacts: Sequence[Artifact], provider: str) -> Artifact:
+    """The file for `provider`: the fastest measured there; unmeasured, fp16 on a GPU, else float32."""
+    measured = [
+        (latency.p50_ms, index)
+        for index, artifact in enumerate(artifacts)
+        for latency in artifact.latency
+        if latency.provider == provider
+    ]
+    if measured:
+        return artifacts[min(measured)[1]]
+    order: tuple[Precision, ...] = (
+        ("fp32", "int8", "fp16") if provider == "CPUExecutionProvider" else ("fp16", "fp32", "int8")
+    )
+    return min(artifacts, key=lambda artifact: order.index(artifact.precision))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from model_store.classifier import PROVIDERS, Classifier, OnnxClassifier, to_scores
 from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError
+from model_store.machine import processor
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.cost_model import CostModel, CostState
@@ -125,7 +125,7 @@ class Loader:
         """The file for one model file on this machine: another CPU, provider or runtime measures for itself."""
         if self.costs_dir is None:
             return None
-        key = (sha256, self.provider, processor(), _runtime_version())
+        key = (sha256, self.provider, processor()[0], _runtime_version())
         return self.costs_dir / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.json"
 
 
@@ -173,15 +173,6 @@ def is_faster(lone: Classifier, shared: Classifier, clock: Callable[[], float] =
 
 def _sample(classifier: Classifier) -> EncodedText:
     return classifier.encode(TextItem(_SELF_TEST, _SELF_TEST if classifier.manifest.inputs.pair else None))
-
-
-def processor() -> str:
-    """The CPU's model, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _runtime_version() -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from model_store.machine import Machine
 from model_store.manifest import Problem
 from model_store.statistics import Estimate
 from service.comparison.errors import ComparisonError
-from service.comparison.machine import Machine
 from service.comparison.measure import Answer, Key, Sample, Side, Sides
 from service.comparison.report import table, write_report
 from service.comparison.results import Comparison, Conditions, conclude, summarise

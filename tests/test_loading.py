@@ -16,7 +16,7 @@ from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, IntegrityError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
-from service.loading import Loader, check_same, is_faster, processor, warm_up
+from service.loading import Loader, check_same, is_faster, warm_up
 from service.metrics import Metrics
 from tests.fakes import FakeClassifier
 from tests.serving import served
@@ -153,7 +153,3 @@ def test_a_state_folder_that_cannot_be_written_does_not_stop_the_server(
 def test_without_a_state_folder_nothing_is_kept(store: ModelStore, tiny: ModelId) -> None:
     load = loader(store)
     load.keep(load(tiny))
-
-
-def test_the_processor_has_a_name() -> None:
-    assert processor()

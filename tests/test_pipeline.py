@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, RecipeError
 from model_store.builder.pipeline import Build, build, check_installation, make_plan
@@ -23,15 +21,6 @@ from model_store.store import ModelStore
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on matrices of 16 columns."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +26,6 @@ TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_ste
 TUNE = fine_tune.Parameters.model_validate({"operator": "fine_tune", **TRAINING})
 THESEUS = theseus.Parameters.model_validate({"operator": "theseus", "layers": 2, **TRAINING})
 STEPS = 24  # 96 rows in batches of 8, twice
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on matrices of 16 columns."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

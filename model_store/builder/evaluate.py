@@ -6,11 +6,9 @@ Classifiers are measured through `OnnxClassifier`, exactly as the server runs th
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from model_store.builder.data import Row, TaskData
 from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier
 from model_store.encoding import EncodedText, TextItem
+from model_store.machine import processor
 from model_store.manifest import Artifact, LatencyMeasurement, Problem
 
 Predictions = NDArray[Any]
@@ -109,10 +108,11 @@ def time_alone(
                 start = time.perf_counter()
                 classifier.run([encoded[index][position]])
                 samples[index].append((time.perf_counter() - start) * 1000)
+    machine, _ = processor()
     return [
         LatencyMeasurement(
             provider=PROVIDERS["cpu"],
-            machine=machine_name(),
+            machine=machine,
             threads=1,
             tokens=round(float(np.mean([len(text) for text in texts]))),
             p50_ms=float(np.median(times)),
@@ -151,16 +151,6 @@ def tfidf_predictions(data: TaskData, split: str) -> Predictions:
     features = vectorizer.fit_transform(texts(data.splits["train"]))
     model = models[data.problem].fit(features, targets_of(data.splits["train"]))
     return np.asarray(model.predict(vectorizer.transform(texts(data.splits[split]))))
-
-
-def machine_name() -> str:
-    """The processor, in words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits | None = None) -> Artifact:

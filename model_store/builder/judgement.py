@@ -8,22 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
-from model_store.builder.evaluate import machine_name, predictions_of, run_classifier, tfidf_predictions
+from model_store.builder.evaluate import predictions_of, run_classifier, tfidf_predictions
 from model_store.builder.report import quality_figures
 from model_store.builder.runner import Result, Runner, key_of
 from model_store.builder.step import Figures
 from model_store.classifier import PROVIDERS
-from model_store.manifest import Artifact
+from model_store.machine import processor
+from model_store.manifest import best_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from model_store.builder.pipeline import Chain, Plan
-
-
-def served(artifacts: Sequence[Artifact]) -> Artifact:
-    """The file that the server takes on a CPU: the fastest measured, as `Manifest.artifact_for` says."""
-    return min(artifacts, key=lambda artifact: artifact.latency[0].p50_ms)
 
 
 def evaluate_on_test(plan: Plan, runner: Runner, predecessor: Chain, successor: Chain) -> Result:
@@ -34,7 +28,9 @@ def evaluate_on_test(plan: Plan, runner: Runner, predecessor: Chain, successor: 
         items = [row.item for row in plan.data.splits["test"]]
         predictions = {"tfidf": tfidf_predictions(plan.data, "test")}
         for name, chain in (("predecessor", predecessor), ("successor", successor)):
-            classifier = open_candidate(chain.folder, served(read_artifacts(chain.folder)), context)
+            classifier = open_candidate(
+                chain.folder, best_artifact(read_artifacts(chain.folder), PROVIDERS["cpu"]), context
+            )
             predictions[name] = predictions_of(plan.data.problem, run_classifier(classifier, items))
         np.savez_compressed(output / "predictions.npz", **predictions)  # type: ignore[arg-type]  # numpy's stub
         return quality_figures(plan.data, predictions)
@@ -45,7 +41,7 @@ def evaluate_on_test(plan: Plan, runner: Runner, predecessor: Chain, successor: 
 def measurements_of(plan: Plan, predecessor: Chain, successor: Chain, tested: Result) -> dict[str, float]:
     """Every named figure, on test unless it says otherwise; the gate's checks take their values from here."""
     old, new = read_artifacts(predecessor.folder)[0], read_artifacts(successor.folder)
-    chosen = served(new)
+    chosen = best_artifact(new, PROVIDERS["cpu"])
     figures = {name: float(entry["value"]) for name, entry in tested.figures["estimates"].items()}
     return figures | {
         "agreement": float(tested.figures["agreement"]),
@@ -86,6 +82,6 @@ def report_of(plan: Plan, predecessor: Chain, successor: Chain, tested: Result) 
         "candidates": candidates,
         "steps": steps,
         "provider": PROVIDERS["cpu"],
-        "machine": machine_name(),
+        "machine": processor()[0],
         "recipe": plan.lineage.recipe,
     }

@@ -86,19 +86,7 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         _table(
             ["model", "file", "made by", "MB", "dev", "agreement with float32", "batch invariant", "p50 ms, 1 thread"],
-            [
-                [
-                    entry["model"],
-                    entry["file"],
-                    entry["method"],
-                    f"{entry['bytes'] / 1e6:.1f}",
-                    _number(entry["dev_metric"]),
-                    _number(entry["agreement"]),
-                    "yes" if entry["batch_invariant"] else "no",
-                    f"{entry['p50_ms']:.2f}",
-                ]
-                for entry in report["files"]
-            ],
+            [[entry["model"], entry["file"], entry["method"], *_worth(entry)] for entry in report["files"]],
         ),
     ]
     if report["candidates"]:
@@ -115,21 +103,21 @@ def _markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _worth(entry: dict[str, Any]) -> list[str]:
+    """What a file is worth: the cells that the tables of files and of candidates share."""
+    return [
+        f"{entry['bytes'] / 1e6:.1f}",
+        _number(entry["dev_metric"]),
+        _number(entry["agreement"]),
+        "yes" if entry["batch_invariant"] else "no",
+        f"{entry['p50_ms']:.2f}",
+    ]
+
+
 def _candidates(candidates: list[dict[str, Any]]) -> str:
     return _table(
         ["candidate", "MB", "dev", "agreement", "batch invariant", "p50 ms", "rejected because"],
-        [
-            [
-                entry["method"],
-                f"{entry['bytes'] / 1e6:.1f}",
-                _number(entry["dev_metric"]),
-                _number(entry["agreement"]),
-                "yes" if entry["batch_invariant"] else "no",
-                f"{entry['p50_ms']:.2f}",
-                entry["rejected"],
-            ]
-            for entry in candidates
-        ],
+        [[entry["method"], *_worth(entry), entry["rejected"]] for entry in candidates],
     )
 
 

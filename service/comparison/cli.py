@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model_store.machine import describe_machine
 from model_store.store import ModelStore
 from service.comparison import load
 from service.comparison.connection import Origin
 from service.comparison.errors import MissingExtraError
-from service.comparison.machine import describe_machine
 from service.comparison.measure import BLOCKS, PAIRS, Plan, Sample, Side, Sides, check_sides, measure
 from service.comparison.measure import Progress as Advance
 from service.comparison.report import make_folder, table, write_json, write_report

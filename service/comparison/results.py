@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from model_store.machine import Machine
 from model_store.statistics import (
     Estimate,
     paired_bootstrap,
     quantile_estimate,
     ratio_of_medians,
 )
-from service.comparison.machine import Machine
 from service.comparison.measure import Answer, Key, Sample, Sides
 from service.comparison.quality import Quality
 from service.comparison.texts import Example

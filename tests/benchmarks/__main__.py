@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from model_store.errors import SuccessorError
+from model_store.machine import describe_machine, usable_cores
 from model_store.store import ModelStore
-from service.comparison.machine import describe_machine, usable_cores
 from tests.benchmarks import arrivals, artificial, life_cycle
 from tests.benchmarks.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine import EngineAlone

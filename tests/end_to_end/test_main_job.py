@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +13,10 @@ import httpx
 import pytest
 import yaml
 
+from service.comparison.servers import serving
 from tests.tiny_torch import ROWS, tiny_document
 
 pytestmark = pytest.mark.slow
-
-START_BOUND_S = 60
 
 
 def successor(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,37 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[httpx.Client]:
-    """A server of `store` on a free port, ready; ended by SIGTERM."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--store", str(store), "--port", "0"]
-    log = store.parent / "server.log"
-    with log.open("w", encoding="utf-8") as stderr, subprocess.Popen(command, stderr=stderr) as server:
-        try:
-            with httpx.Client(base_url=_address(log, server), timeout=30) as client:
-                _until_ready(client)
-                yield client
-        finally:
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(timeout=30) == 0
-
-
-def _address(log: Path, server: subprocess.Popen[bytes]) -> str:
-    """Where the server says, in its log, that it listens."""
-    end = time.monotonic() + START_BOUND_S
-    while time.monotonic() < end and server.poll() is None:
-        complete = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        for entry in map(json.loads, complete):
-            if "url" in entry:
-                return str(entry["url"])
-        time.sleep(0.02)  # polls a file that another process writes, within a bound
-    pytest.fail(f"the server didn't say where it listens: {log.read_text(encoding='utf-8')}")
-
-
-def _until_ready(client: httpx.Client) -> None:
-    end = time.monotonic() + START_BOUND_S
-    while client.get("/health/ready").status_code != 200:
-        assert time.monotonic() < end, "not ready in time"
-        time.sleep(0.02)  # polls another process, within a bound
+def client_of(store: Path) -> Iterator[httpx.Client]:
+    """A client of a server of all that is in `store`, ready; SIGTERM ends it, with exit code 0."""
+    with (
+        serving([], store, store.parent / "server.log") as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        yield client
+    assert server.process is not None
+    assert server.process.returncode == 0
 
 
 def test_a_recipe_becomes_two_published_versions_with_reports(folder: Path) -> None:
@@ -99,7 +74,7 @@ def test_building_again_takes_every_step_from_what_was_kept(folder: Path) -> Non
 
 def test_the_server_answers_for_both_and_survives_a_corrupted_version(folder: Path) -> None:
     texts = [json.loads(line)["text"] for line in (folder / "data" / "test.jsonl").read_text().splitlines()]
-    with serving(folder / "again") as client:
+    with client_of(folder / "again") as client:
         for model in ("tiny", "tiny@1", "tiny@production", "tiny-predecessor"):
             answer = client.post("/v1/classify", json={"model": model, "input": texts})
             assert answer.status_code == 200, answer.text
@@ -108,7 +83,7 @@ def test_the_server_answers_for_both_and_survives_a_corrupted_version(folder: Pa
     damaged.chmod(0o644)
     with damaged.open("r+b") as file:
         file.write(b"\0" * 16)
-    with serving(folder / "again") as client:
+    with client_of(folder / "again") as client:
         refused = client.post("/v1/classify", json={"model": "tiny-predecessor", "input": "good"})
         assert refused.status_code in {404, 409}
         assert refused.json()["error"]["message"]

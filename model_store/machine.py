@@ -50,8 +50,8 @@ class Machine(BaseModel):
         )
 
 
-def describe_machine() -> Machine:
-    """Describe the machine that this runs on (Linux and macOS, x86-64 and arm64)."""
+def processor() -> tuple[str, tuple[str, ...]]:
+    """This machine's processor in words, and the flags that matter (Linux and macOS, x86-64 and arm64)."""
     if _CPUINFO.exists():
         cpu, flags = parse_cpuinfo(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
     elif platform.system() == "Darwin":
@@ -59,8 +59,14 @@ def describe_machine() -> Machine:
         cpu, flags = parse_sysctl(answer.stdout)
     else:
         cpu, flags = "", ()
+    return cpu or platform.processor() or platform.machine() or "unknown processor", flags
+
+
+def describe_machine() -> Machine:
+    """Describe the machine that this runs on."""
+    cpu, flags = processor()
     return Machine(
-        cpu=cpu or platform.processor() or "unknown processor",
+        cpu=cpu,
         architecture=platform.machine(),
         flags=flags,
         cores=os.cpu_count() or 1,

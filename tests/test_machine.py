@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.comparison.machine import describe_machine, parse_cpuinfo, parse_sysctl, usable_cores
+from model_store.machine import describe_machine, parse_cpuinfo, parse_sysctl, processor, usable_cores
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC
@@ -58,3 +58,7 @@ def test_this_machine_is_described_in_one_line() -> None:
     assert machine.onnxruntime is not None
     assert machine.cpu in str(machine)
     assert "\n" not in str(machine)
+
+
+def test_the_processor_has_a_name() -> None:
+    assert processor()[0]
