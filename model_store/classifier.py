@@ -61,6 +61,7 @@ class OnnxClassifier:
         provider: an execution provider of ONNX Runtime, as `choose_provider` returns it.
         intra_op_threads: threads inside one call; with 1, `run` computes on the calling thread.
         artifact: the file to load; by default the manifest's choice for the provider.
+        io_binding: hand inputs and outputs to the provider without the runtime's own copies; by default, off the CPU.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class OnnxClassifier:
         provider: str = PROVIDERS["cpu"],
         intra_op_threads: int = 1,
         artifact: Artifact | None = None,
+        io_binding: bool | None = None,
     ) -> None:
         self.manifest = version.manifest
         self.artifact = artifact or version.manifest.artifact_for(provider)
         self.encoder = TextEncoder(version.folder / TOKENIZER_FILE, version.manifest.inputs)
         self._session = open_session(str(version.folder / self.artifact.file), provider, intra_op_threads)
+        self._bound = provider != PROVIDERS["cpu"] if io_binding is None else io_binding
         self._inputs = {entry.name for entry in self._session.get_inputs()}
         outputs = {entry.name for entry in self._session.get_outputs()}
         if self._inputs | _OPTIONAL_INPUTS != _REQUIRED_INPUTS | _OPTIONAL_INPUTS or "logits" not in outputs:
@@ -94,13 +97,25 @@ class OnnxClassifier:
             InferenceError: the engine failed, or the shape of its answer is not `(batch, labels)`.
         """
         try:
-            (logits,) = self._session.run(["logits"], self._feeds(batch))
+            logits = self._compute(self._feeds(batch))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise InferenceError(f"{self.manifest.id} failed on a batch of {len(batch)}: {_one_line(error)}") from error
         expected = (len(batch), len(self.manifest.scores.labels))
         if logits.shape != expected:
             raise InferenceError(f"{self.manifest.id} answered with shape {logits.shape}, not {expected}")
         return np.asarray(logits, dtype=np.float32)
+
+    def _compute(self, feeds: dict[str, NDArray[np.int64]]) -> Logits:
+        if not self._bound:
+            (logits,) = self._session.run(["logits"], feeds)
+            return np.asarray(logits)
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits")
+        self._session.run_with_iobinding(binding)
+        (logits,) = binding.copy_outputs_to_cpu()
+        return np.asarray(logits)
 
     def _feeds(self, batch: Sequence[EncodedText]) -> dict[str, NDArray[np.int64]]:
         shape = (len(batch), max(map(len, batch)))

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from model_store.classifier import check_runtime_installation, choose_provider
+from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
 from service.api import classify, classify_schema, operations
@@ -76,13 +76,15 @@ def check_installation(settings: Settings) -> str:
 async def running(settings: Settings, provider: str, control_dir: Path | None) -> AsyncIterator[dict[str, Service]]:
     """A service that is ready inside the block: models loaded, workers started; all ended after it."""
     metrics = Metrics(CollectorRegistry())
+    on_cpu = provider == PROVIDERS["cpu"]
+    workers = settings.workers(on_cpu=on_cpu)
     store = ModelStore(settings.store_dir)
     loader = Loader(
         store=store,
         provider=provider,
-        workers=settings.workers,
+        workers=workers,
         lone_max_bytes=settings.lone_max_bytes,
-        max_batch_texts=settings.max_batch_texts,
+        max_batch_texts=settings.batch_texts(on_cpu=on_cpu),
         metrics=metrics,
         costs_dir=settings.state_dir / "costs" if settings.state_dir is not None else None,
     )
@@ -92,7 +94,7 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
     control = None if control_dir is None else Control(control_dir, registry.sync)
     await registry.sync()
     engine = Engine(
-        workers=settings.workers,
+        workers=workers,
         metrics=metrics,
         max_wait_s=settings.max_wait_ms / 1e3,
         stuck_call_s=settings.stuck_call_ms / 1e3,
@@ -111,7 +113,7 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
         for served in registry.table.models.values():
-            loader.keep(served)
+            loader.keep(served.classifier, served.cost)
 
 
 class Application(FastAPI):

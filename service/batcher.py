@@ -17,9 +17,9 @@ from model_store.encoding import EncodedText, TextItem
 from service.served_model import ServedModel
 
 # A text joins a batch only if the batch's cost, relative to running its texts alone, falls by this share.
-LEAST_GAIN = 0.02
+LEAST_GAIN = 0.01
 # After this many texts in a row that may not join, those of still less similar length are not looked at.
-_MISSES = 4
+_MISSES = 8
 
 
 _NOT_ENCODED = EncodedText([], [])

@@ -54,6 +54,10 @@ class CostModel:
         units = texts * longest / UNIT_TOKENS
         return fixed + units * (linear + attention * longest / UNIT_TOKENS + cache * units)
 
+    def seconds_a_text(self, longest: int, most: int) -> float:
+        """Seconds of one worker for a text of `longest` tokens, in the best batch of at most `most` texts."""
+        return min(self.predict(texts, longest) / texts for texts in range(1, most + 1))
+
     def observe(self, texts: int, longest: int, seconds: float) -> None:
         """Learn from a call that took `seconds`."""
         with self._learning:

@@ -56,6 +56,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
+        self.workers = workers
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._max_wait_s = max_wait_s

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from model_store.classifier import PROVIDERS, Classifier, OnnxClassifier, to_scores
 from model_store.encoding import EncodedText, TextItem
-from model_store.errors import InferenceError
+from model_store.errors import InferenceError, SuccessorError
 from model_store.machine import processor
-from model_store.manifest import ModelId
+from model_store.manifest import Artifact, Manifest, ModelId
 from model_store.store import ModelStore
 from service.cost_model import CostModel, CostState
 from service.metrics import Metrics
@@ -33,6 +33,7 @@ _FASTER = 0.95
 _TRIALS = 5
 # (texts, tokens) that idle time measures.
 _GRID = ((1, 8), (1, 24), (4, 8), (2, 16), (4, 24), (8, 24), (1, 64), (4, 64), (1, 128), (16, 16))
+_TYPICAL_TOKENS = 24
 _IDLE_POLL_S = 0.2
 
 
@@ -40,11 +41,15 @@ _IDLE_POLL_S = 0.2
 class Loader:
     """Opens one version: verified, in ONNX Runtime sessions, tested with one text.
 
+    Of a version's files it takes the one whose calls were measured cheapest on this machine; until all of them were,
+    the one that the manifest says was fastest on the provider.
+
     Args:
         store: where it is.
         provider: an execution provider, as `choose_provider` returns it.
         workers: cores for a lone request.
-        lone_max_bytes: files up to this size get the second session that a lone request runs in.
+        lone_max_bytes: files up to this size get the second session that a lone request runs in, and are measured in
+            idle time although they are not served.
         max_batch_texts: texts that may run together.
         metrics: the process's instruments.
         costs_dir: where measured costs are kept; None: nowhere.
@@ -65,11 +70,13 @@ class Loader:
             SuccessorError: it is not in the store, not what was published, or does not answer.
         """
         version = self.store.open(model)
-        classifier = OnnxClassifier(version, provider=self.provider)
+        classifier = OnnxClassifier(version, provider=self.provider, artifact=self.choose(version.manifest))
         on_cpu = self.provider == PROVIDERS["cpu"]
         lone: Classifier | None = None
         if on_cpu and self.workers > 1 and classifier.artifact.bytes <= self.lone_max_bytes:
-            lone = OnnxClassifier(version, provider=self.provider, intra_op_threads=self.workers)
+            lone = OnnxClassifier(
+                version, provider=self.provider, intra_op_threads=self.workers, artifact=classifier.artifact
+            )
             check_same(classifier, lone)
             lone = lone if is_faster(lone, classifier) else None
         served = ServedModel(
@@ -78,36 +85,83 @@ class Loader:
             cost=CostModel(self._kept(classifier.artifact.sha256)),
             instruments=self.metrics.for_model(model.name, model.version),
             work_clock=time.thread_time if on_cpu else time.perf_counter,
-            max_batch_texts=self.max_batch_texts if classifier.artifact.batch_invariant else 1,
+            max_batch_texts=self._most_texts(classifier.artifact),
         )
         warm_up(served)
         return served
 
-    async def calibrate(self, served: ServedModel, idle: Callable[[], bool]) -> None:
-        """Measure a grid of calls, one at a time while the server is idle, and keep what was learned."""
-        if served.cost.calls >= len(_GRID):
-            return
-        most = served.manifest.inputs.max_length
-        for texts, tokens in _GRID:
-            if tokens > most or texts > served.max_batch_texts:
-                continue
-            while not idle():  # noqa: ASYNC110 - the engine has no event for it, and a look is cheap
-                await asyncio.sleep(_IDLE_POLL_S)
-            await asyncio.to_thread(_measure, served, texts, tokens)
-        self.keep(served)
+    def choose(self, manifest: Manifest) -> Artifact:
+        """The file to serve."""
+        length = min(_TYPICAL_TOKENS, manifest.inputs.max_length)
+        seconds = []
+        for artifact in manifest.artifacts:
+            cost = self._measured(manifest, artifact)
+            if cost is None:
+                return manifest.artifact_for(self.provider)
+            seconds.append(cost.seconds_a_text(length, self._most_texts(artifact)))
+        return manifest.artifacts[int(np.argmin(seconds))]
 
-    def keep(self, served: ServedModel) -> None:
-        """Write a model's costs to the state folder, if there is one."""
-        path = self._path(served.classifier.artifact.sha256)
+    async def calibrate(self, served: ServedModel, idle: Callable[[], bool]) -> None:
+        """Measure a grid of calls, one at a time while the server is idle, and keep what was learned.
+
+        With a folder to keep it in, the version's other files are measured too, so that the next load can choose.
+        """
+        await self._measure_grid(served.classifier, served.cost, served.work_clock, idle)
+        if self.costs_dir is None:
+            return
+        for artifact in served.manifest.artifacts:
+            if artifact.bytes <= self.lone_max_bytes and self._measured(served.manifest, artifact) is None:
+                await self._measure_other(served, artifact, idle)
+        best = self.choose(served.manifest)
+        if best != served.classifier.artifact:
+            log.info("another file is faster here: the next load takes it", model=served.reference, file=best.file)
+
+    def keep(self, classifier: Classifier, cost: CostModel) -> None:
+        """Write a file's costs to the state folder, if there is one."""
+        path = self._path(classifier.artifact.sha256)
         if path is None:
             return
         aside = path.with_suffix(".incoming")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(served.cost.state().model_dump_json())
+            aside.write_text(cost.state().model_dump_json())
             aside.rename(path)
         except OSError as error:
-            log.warning("costs not kept", model=served.reference, error=str(error))
+            log.warning("costs not kept", model=str(classifier.manifest.id), error=str(error))
+
+    def _most_texts(self, artifact: Artifact) -> int:
+        return self.max_batch_texts if artifact.batch_invariant else 1
+
+    def _grid(self, manifest: Manifest, artifact: Artifact) -> list[tuple[int, int]]:
+        """The calls, `(texts, tokens)`, that a file is measured with."""
+        most_texts, most_tokens = self._most_texts(artifact), manifest.inputs.max_length
+        return [(texts, tokens) for texts, tokens in _GRID if texts <= most_texts and tokens <= most_tokens]
+
+    def _measured(self, manifest: Manifest, artifact: Artifact) -> CostModel | None:
+        """What is known of a file's costs, if that is enough to compare files by."""
+        kept = self._kept(artifact.sha256)
+        return CostModel(kept) if kept is not None and kept.calls >= len(self._grid(manifest, artifact)) else None
+
+    async def _measure_other(self, served: ServedModel, artifact: Artifact, idle: Callable[[], bool]) -> None:
+        """Measure a file that is not served, in a session that ends with this."""
+        try:
+            version = await asyncio.to_thread(self.store.open, served.manifest.id)
+            classifier = await asyncio.to_thread(OnnxClassifier, version, provider=self.provider, artifact=artifact)
+            await self._measure_grid(classifier, CostModel(), served.work_clock, idle)
+        except SuccessorError as error:
+            log.warning("file not measured", model=served.reference, file=artifact.file, error=str(error))
+
+    async def _measure_grid(
+        self, classifier: Classifier, cost: CostModel, clock: Callable[[], float], idle: Callable[[], bool]
+    ) -> None:
+        grid = self._grid(classifier.manifest, classifier.artifact)
+        if cost.calls >= len(grid):
+            return
+        for texts, tokens in grid:
+            while not idle():  # noqa: ASYNC110 - the engine has no event for it, and a look is cheap
+                await asyncio.sleep(_IDLE_POLL_S)
+            await asyncio.to_thread(_measure, classifier, cost, clock, texts, tokens)
+        self.keep(classifier, cost)
 
     def _kept(self, sha256: str) -> CostState | None:
         path = self._path(sha256)
@@ -181,11 +235,11 @@ def _runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
-def _measure(served: ServedModel, texts: int, tokens: int) -> None:
+def _measure(classifier: Classifier, cost: CostModel, clock: Callable[[], float], texts: int, tokens: int) -> None:
     """Observe the second of two calls, on this thread: the first allocates."""
-    ids = (_sample(served.classifier).input_ids * tokens)[:tokens]
+    ids = (_sample(classifier).input_ids * tokens)[:tokens]
     batch = [EncodedText(ids, [0] * tokens)] * texts
-    served.classifier.run(batch)
-    started = served.work_clock()
-    served.classifier.run(batch)
-    served.cost.observe(texts, tokens, served.work_clock() - started)
+    classifier.run(batch)
+    started = clock()
+    classifier.run(batch)
+    cost.observe(texts, tokens, clock() - started)

@@ -97,9 +97,17 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request from now on: while the server was busy, it may not have read."""
+        """Wait for the next request from now on: while the server was busy, it may not have read.
+
+        This is uvicorn's method without a timer for each request: `sweep` closes idle connections.
+        """
         self._since = self.loop.time()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
 
     def sweep(self, now: float) -> None:
         """Give up a client that is too slow, or asks for nothing for too long.

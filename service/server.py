@@ -92,7 +92,7 @@ def run_process(settings: Settings, listener: socket.socket, control_dir: Path |
     server = Server(config)
     tune_interpreter()
     host, port = listener.getsockname()[:2]
-    log.info("starting", url=f"http://{address(host, port)}", workers=settings.workers, process=os.getpid())
+    log.info("starting", url=f"http://{address(host, port)}", process=os.getpid())
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     processes: int = Field(1, ge=1, le=64, description="server processes that share the port")
     provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto: CUDA if it is there")
     threads: int | None = Field(
-        None, ge=1, le=256, description="workers of one process; None: the cores, divided by processes"
+        None, ge=1, le=256, description="workers of one process; None: the cores, divided by processes; 2 on a GPU"
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -53,7 +53,10 @@ class Settings(BaseSettings):
         description="lowers the workers' priority, so that requests are read and answered sooner (Linux)",
     )
     lone_max_bytes: int = Field(
-        128 * 2**20, ge=0, description="model files up to this size get a second session, all cores for a lone request"
+        128 * 2**20,
+        ge=0,
+        description="model files up to this size get a second session, all cores for a lone request, and in idle time"
+        " a version's other files up to this size are measured",
     )
 
     admin_token: SecretStr | None = Field(None, description="what /v1/admin asks for; None: administration is off")
@@ -61,7 +64,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * 2**20, ge=1_024, description="bytes of a request's body")
     max_text_chars: int = Field(20_000, ge=1, description="characters of one text, before it is tokenised")
     max_texts_per_request: int = Field(256, ge=1, description="texts in one request")
-    max_batch_texts: int = Field(64, ge=1, le=1_024, description="texts that the engine runs together")
+    max_batch_texts: int | None = Field(
+        None, ge=1, le=1_024, description="texts that the engine runs together; None: 64 on a CPU, 256 on a GPU"
+    )
 
     max_wait_ms: int = Field(2_000, ge=1, description="a request that would wait longer in the queue is refused")
     request_timeout_ms: int = Field(30_000, ge=1, description="the deadline of a request that states none")
@@ -98,10 +103,13 @@ class Settings(BaseSettings):
             )
         return self
 
-    @property
-    def workers(self) -> int:
-        """Worker threads of one process."""
-        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.processes)
+    def workers(self, *, on_cpu: bool) -> int:
+        """Worker threads of one process: one for each core; on a GPU, one runs while the other prepares."""
+        return self.threads or (max(1, len(os.sched_getaffinity(0)) // self.processes) if on_cpu else 2)
+
+    def batch_texts(self, *, on_cpu: bool) -> int:
+        """The most texts in one call."""
+        return self.max_batch_texts or (64 if on_cpu else 256)
 
 
 def load_settings(**chosen: object) -> Settings:

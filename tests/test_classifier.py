@@ -215,3 +215,12 @@ def test_softmax_of_finite_logits_is_a_distribution(logits: np.ndarray[tuple[int
 def test_a_logit_that_is_not_finite_is_an_inference_error(bad: float) -> None:
     with pytest.raises(InferenceError, match="not finite"):
         to_scores(np.array([[0.0, bad]], np.float32), SOFTMAX)
+
+
+def test_io_binding_gives_the_same_logits_and_the_same_errors(store: ModelStore) -> None:
+    version = store.open(make_tiny_version(store, seed=2))
+    plain, bound = (OnnxClassifier(version, io_binding=binding) for binding in (False, True))
+    batch = [plain.encode(TextItem(text)) for text in TEXTS]
+    np.testing.assert_array_equal(bound.run(batch), plain.run(batch))
+    with pytest.raises(InferenceError, match="failed on a batch of 1"):
+        bound.run([EncodedText([10**9], [0])])

@@ -14,13 +14,15 @@ from prometheus_client import CollectorRegistry
 from model_store.classifier import Logits
 from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, IntegrityError
-from model_store.manifest import ModelId
-from model_store.store import ModelStore
+from model_store.manifest import Artifact, Manifest, ModelId
+from model_store.store import ModelStore, digest_file
+from service.cost_model import CostModel
 from service.loading import Loader, check_same, is_faster, warm_up
 from service.metrics import Metrics
+from service.served_model import ServedModel
 from tests.fakes import FakeClassifier
 from tests.serving import served
-from tests.tiny import MODEL_FILE, TinyWeights, make_tiny_version
+from tests.tiny import MODEL_FILE, TinyWeights, make_tiny_version, tiny_draft, write_onnx
 
 
 def loader(store: ModelStore, costs: Path | None = None, *, workers: int = 2, lone_max_bytes: int = 10**6) -> Loader:
@@ -33,6 +35,29 @@ def loader(store: ModelStore, costs: Path | None = None, *, workers: int = 2, lo
         metrics=Metrics(CollectorRegistry()),
         costs_dir=costs,
     )
+
+
+def keep(load: Loader, model: ServedModel) -> None:
+    load.keep(model.classifier, model.cost)
+
+
+def two_files(store: ModelStore, folder: Path) -> ModelId:
+    """A version that has the same model twice, the second time as what claims to be int8."""
+    draft, files = tiny_draft(folder, "two")
+    files["int8.onnx"] = folder / "int8.onnx"
+    write_onnx(files["int8.onnx"], TinyWeights.drawn(2, seed=1))
+    sha256, size = digest_file(files["int8.onnx"])
+    first = draft.artifacts[0]
+    second = first.model_copy(
+        update={"file": "int8.onnx", "sha256": sha256, "bytes": size, "precision": "int8", "method": "none"}
+    )
+    return store.publish(draft.model_copy(update={"artifacts": (first, second)}), files)
+
+
+def fake(manifest: Manifest, artifact: Artifact) -> FakeClassifier:
+    classifier = FakeClassifier(manifest)
+    classifier.artifact = artifact
+    return classifier
 
 
 def test_a_loaded_version_answers_and_its_cost_is_begun(store: ModelStore, tiny: ModelId) -> None:
@@ -135,7 +160,7 @@ def test_kept_costs_that_are_not_valid_are_measured_again(
     store: ModelStore, tiny: ModelId, tmp_path: Path, content: str
 ) -> None:
     load = loader(store, tmp_path)
-    load.keep(load(tiny))
+    keep(load, load(tiny))
     (file,) = tmp_path.glob("*.json")
     file.write_text(content)
     assert load(tiny).cost.calls == 1
@@ -146,10 +171,48 @@ def test_a_state_folder_that_cannot_be_written_does_not_stop_the_server(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     load = loader(store, tmp_path / "file" / "costs")
-    load.keep(load(tiny))
+    keep(load, load(tiny))
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
 def test_without_a_state_folder_nothing_is_kept(store: ModelStore, tiny: ModelId) -> None:
     load = loader(store)
-    load.keep(load(tiny))
+    keep(load, load(tiny))
+
+
+def test_idle_time_measures_a_versions_other_files_and_the_next_load_takes_the_cheapest(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    model = two_files(store, tmp_path / "draft")
+    load = loader(store, tmp_path / "costs")
+    served = load(model)
+    asyncio.run(load.calibrate(served, lambda: True))
+    assert len(list((tmp_path / "costs").iterdir())) == 2
+    for artifact, seconds in zip(served.manifest.artifacts, (0.001, 0.002), strict=True):
+        cost = CostModel()
+        for texts in (1, 2, 4, 8) * 8:
+            cost.observe(texts, 24, seconds * texts)
+        load.keep(fake(served.manifest, artifact), cost)
+    first, second = served.manifest.artifacts
+    assert load.choose(served.manifest) == first
+    for texts in (1, 2, 4, 8) * 100:
+        cost.observe(texts, 24, 0.0001 * texts)
+    load.keep(fake(served.manifest, second), cost)
+    assert load(model).classifier.artifact == second
+
+
+def test_a_file_that_is_too_large_to_be_opened_a_second_time_is_not_measured(store: ModelStore, tmp_path: Path) -> None:
+    load = loader(store, tmp_path / "costs", lone_max_bytes=100)
+    served = load(two_files(store, tmp_path / "draft"))
+    asyncio.run(load.calibrate(served, lambda: True))
+    assert len(list((tmp_path / "costs").iterdir())) == 1
+    assert load.choose(served.manifest) == served.classifier.artifact
+
+
+def test_a_file_that_does_not_load_is_not_measured_and_harms_nobody(store: ModelStore, tmp_path: Path) -> None:
+    load = loader(store, tmp_path / "costs")
+    served = load(two_files(store, tmp_path / "draft"))
+    (other,) = [artifact for artifact in served.manifest.artifacts if artifact != served.classifier.artifact]
+    (store.root / "two" / "1" / other.file).unlink()
+    asyncio.run(load.calibrate(served, lambda: True))
+    assert len(list((tmp_path / "costs").iterdir())) == 1

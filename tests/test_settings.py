@@ -73,9 +73,15 @@ def test_they_never_change() -> None:
 
 
 def test_workers_are_the_cores_divided_by_the_processes_unless_said() -> None:
-    assert load_settings(threads=3).workers == 3
-    assert load_settings(processes=64).workers == 1
-    assert load_settings().workers >= 1
+    assert load_settings(threads=3).workers(on_cpu=True) == load_settings(threads=3).workers(on_cpu=False) == 3
+    assert load_settings(processes=64).workers(on_cpu=True) == 1
+    assert load_settings().workers(on_cpu=True) >= 1
+    assert load_settings(processes=64).workers(on_cpu=False) == 2
+
+
+def test_a_gpu_is_given_larger_batches() -> None:
+    assert load_settings().batch_texts(on_cpu=False) > load_settings().batch_texts(on_cpu=True)
+    assert load_settings(max_batch_texts=7).batch_texts(on_cpu=False) == 7
 
 
 def test_every_setting_is_described_and_times_and_sizes_name_their_unit() -> None:

@@ -100,7 +100,7 @@ router = APIRouter()
 @router.get("/v1/models", tags=["models"])
 async def list_models(service: Running) -> ModelList:
     """The versions that answer, and what each of them reads and says."""
-    return ModelList(data=cards(service.registry.table, service.settings.workers, service.provider))
+    return ModelList(data=cards(service.registry.table, service.engine.workers, service.provider))
 
 
 @router.head("/health/live", include_in_schema=False)
