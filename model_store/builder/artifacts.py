@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from model_store.manifest import TOKENIZER_FILE, Artifact, FileDigest, Manifest,
 from model_store.store import StoredVersion, digest_file
 
 FP32_FILE = "fp32.onnx"
+FP16_FILE = "fp16.onnx"
 INT8_FILE = "int8.onnx"
 ARTIFACTS_FILE = "artifacts.json"
 _ARTIFACTS = TypeAdapter(tuple[Artifact, ...])
@@ -61,3 +63,11 @@ def write_artifacts(folder: Path, artifacts: Sequence[Artifact]) -> None:
 def read_artifacts(folder: Path) -> tuple[Artifact, ...]:
     """The ONNX files of a folder, float32 first."""
     return _ARTIFACTS.validate_json((folder / ARTIFACTS_FILE).read_bytes())
+
+
+def copy_artifacts(parent: Path, output: Path, *, but: str) -> list[Artifact]:
+    """Copy the tokenizer and the ONNX files, except the one that is made anew; returns what was copied."""
+    kept = [artifact for artifact in read_artifacts(parent) if artifact.file != but]
+    for file in (TOKENIZER_FILE, *(artifact.file for artifact in kept)):
+        shutil.copyfile(parent / file, output / file)
+    return kept

@@ -18,12 +18,12 @@ from model_store.builder.data import Row, TaskData
 from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier
 from model_store.encoding import EncodedText, TextItem
 from model_store.machine import processor
-from model_store.manifest import Artifact, LatencyMeasurement, Problem
+from model_store.manifest import Artifact, LatencyMeasurement, Precision, Problem
 
 Predictions = NDArray[Any]
 
 # Float kernels round differently for other batch shapes; a scale that spans the batch moves logits far more.
-INVARIANCE_TOLERANCE = 1e-4
+INVARIANCE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
 _BATCH = 8
 
 
@@ -158,7 +158,8 @@ def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits | Non
     rows = data.splits["dev"]
     items = [row.item for row in rows]
     difference = batch_difference(classifier, sample(items, 48))
-    classifier.artifact = classifier.artifact.model_copy(update={"batch_invariant": difference <= INVARIANCE_TOLERANCE})
+    invariant = difference <= INVARIANCE_TOLERANCE[classifier.artifact.precision]
+    classifier.artifact = classifier.artifact.model_copy(update={"batch_invariant": invariant})
     logits = run_classifier(classifier, items)
     reference = logits if reference is None else reference
     predictions = predictions_of(data.problem, logits)

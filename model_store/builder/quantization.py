@@ -32,6 +32,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from model_store.builder.artifacts import (
     FP32_FILE,
     INT8_FILE,
+    copy_artifacts,
     new_artifact,
     open_candidate,
     read_artifacts,
@@ -63,13 +64,12 @@ class Verdict:
 
 
 def quantize(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:
-    """Copy the float32 file, write the best candidate as `int8.onnx`, and report on all of them.
+    """Copy the files that are there, write the best candidate as `int8.onnx`, and report on all of them.
 
     Raises:
         QuantizeError: none is good enough; the message has each one's reason.
     """
-    for file in (FP32_FILE, TOKENIZER_FILE):
-        shutil.copyfile(parent / file, output / file)
+    _, *others = copy_artifacts(parent, output, but=INT8_FILE)
     exact = open_candidate(parent, read_artifacts(parent)[0], context)
     with tempfile.TemporaryDirectory(dir=context.scratch) as name:
         aside = Path(name)
@@ -85,7 +85,7 @@ def quantize(parameters: Parameters, parent: Path, output: Path, context: StepCo
             )
         winner = artifacts[1:][chosen]
         shutil.copyfile(aside / winner.file, output / INT8_FILE)
-    write_artifacts(output, [artifacts[0], winner.model_copy(update={"file": INT8_FILE})])
+    write_artifacts(output, [artifacts[0], *others, winner.model_copy(update={"file": INT8_FILE})])
     return {
         "chosen": winner.method,
         "fp32_p50_ms": artifacts[0].latency[0].p50_ms,
