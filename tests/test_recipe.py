@@ -61,7 +61,7 @@ def test_what_a_dry_run_prints_is_the_same_recipe(tmp_path: Path) -> None:
         ({"predecessor": "weights"}, "predecessor: name the weights by one of the keys"),
         ({"predecessor": {"path": "x", "sha": "y"}}, "predecessor: unknown key sha: allowed are path, licence"),
         ({"steps": []}, "steps: "),
-        ({"steps": [{"operator": "magic"}]}, "'export', 'fine_tune', 'quantize', 'theseus'"),
+        ({"steps": [{"operator": "magic"}]}, "'export', 'fine_tune', 'fp16', 'quantize', 'theseus'"),
         ({"steps": [TUNE | {"layers": 3}]}, "steps.0: unknown key layers: allowed are operator, epochs"),
         ({"steps": [TUNE | {"epochs": "many"}]}, "steps.0.epochs: input should be a valid integer"),
         ({"steps": [TUNE | {"learning_rate": float("nan")}]}, "steps.0.learning_rate: "),
@@ -183,4 +183,4 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_names_of_those_that_ship
 
 
 def test_every_operator_is_a_file_with_parameters_and_a_function() -> None:
-    assert operator_names() == ["export", "fine_tune", "quantize", "theseus"]
+    assert operator_names() == ["export", "fine_tune", "fp16", "quantize", "theseus"]
