@@ -13,10 +13,12 @@ from rich.console import Console
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from tests.benchmarks.arrivals import ideal_latencies
+from tests.benchmarks.ceiling import ClosedLoop, share_of_engine
 from tests.benchmarks.engine import Arrangement, EngineAlone, arrangements
 from tests.benchmarks.figures import Figure, Report, at_least, at_most, ratio_of_rounds
 from tests.benchmarks.subjects import Subject, read_texts, republish
 from tests.benchmarks.wrk import drive
+from tests.serving import served
 from tests.stub_server import StubServer, labelled
 from tests.tiny import make_tiny_version
 
@@ -47,6 +49,29 @@ def test_the_engine_alone_gives_the_same_answers_in_batches(store: ModelStore, t
         assert engine.largest_difference(arrangement, 3) <= 1e-6
         assert engine.texts_a_second(arrangement, 0.01, tokenise=True) > 0
     assert (engine.service_times(2) > 0).all()
+
+
+def test_the_engine_alone_answers_what_arrives_in_order(store: ModelStore, tiny: ModelId) -> None:
+    engine = EngineAlone(Subject("tiny", store, tiny, TEXTS), cores=2)
+    arrivals = [0.0, 0.0, 0.01, 0.02]
+    latencies = engine.latencies(arrivals, callers=2)
+    assert latencies.shape == (4,)
+    assert (latencies > 0).all()
+
+
+def test_without_overhead_a_closed_loop_of_equal_texts_reaches_every_workers_full_rate() -> None:
+    model = served(max_batch_texts=1)
+    loop = ClosedLoop(model, [20], connections=8, workers=2)
+    assert loop.rate(1_000) == pytest.approx(2 / model.cost.predict(1, 20), rel=0.01)
+
+
+def test_with_few_connections_part_of_the_engine_alone_is_out_of_reach(store: ModelStore, tiny: ModelId) -> None:
+    engine = EngineAlone(Subject("tiny", store, tiny, TEXTS), cores=1)
+    assert 0 < share_of_engine(engine, connections=1, callers=1) <= 1.01
+    few, many = (
+        ClosedLoop(served(), list(range(4, 60)), connections=count, workers=2).rate(1_000) for count in (4, 64)
+    )
+    assert few < many
 
 
 def test_a_difference_between_batches_is_found(store: ModelStore) -> None:

@@ -54,6 +54,7 @@ def measure_arrivals(engine: EngineAlone, served: Target, effort: Effort, report
         rate = share * cores / float(np.median(times, axis=0).mean())
         arrivals = load.poisson_arrivals(rate, effort.arrivals_seconds, seed=int(100 * share))
         replies = load.run(_open_loop(served, arrivals, _NO_HEADERS))
+        in_process = engine.latencies(arrivals, cores)
         services = np.median([*times, *(engine.service_times(cores) for _ in range(2))], axis=0)
         bad = sum(reply.status != 200 for reply in replies)
         latencies = np.array([reply.latency for reply in replies if reply.status == 200])
@@ -68,6 +69,9 @@ def measure_arrivals(engine: EngineAlone, served: Target, effort: Effort, report
             report.add(Figure(subject, name, 1000 * seen, "ms", note=f"ideal queue {1000 * best:.1f} ms; {note}"))
             bar = at_most(IDEAL_BAR) if quantile == 0.99 and share <= 0.7 else None
             report.add(Figure(subject, f"{name} ÷ ideal queue", seen / best, bar=bar))
+            alone = float(np.quantile(in_process, quantile))
+            note = f"the engine alone, fed the same arrivals in this process: {1000 * alone:.1f} ms"
+            report.add(Figure(subject, f"{name} ÷ engine alone", seen / alone, note=note))
 
 
 def measure_overload(served: Target, rates: Rates, effort: Effort, report: Report, *, label: str) -> None:

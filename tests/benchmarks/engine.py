@@ -8,7 +8,9 @@ text at a time gets are allowed: a file whose answers depend on the batch is run
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -123,6 +125,35 @@ class EngineAlone:
 
         in_threads(callers, call)
         return times
+
+    def latencies(self, arrivals: Sequence[float], callers: int) -> NDArray[np.float64]:
+        """Latencies `(requests,)`, seconds, of texts that arrive at given times and are run in order, one by one.
+
+        A real queue without a server around it: it has the processor's noise and the cold caches after a pause, which
+        an ideal one has not.
+        """
+        latencies = np.zeros(len(arrivals))
+        waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        classifier, encoded = self.classifiers[1], self.subject.encoded
+        start = perf_counter()
+
+        def call() -> None:
+            while (index := waiting.get()) is not None:
+                classifier.run([encoded[index % len(encoded)]])
+                latencies[index] = perf_counter() - start - arrivals[index]
+
+        def schedule() -> None:
+            for index, arrival in enumerate(arrivals):
+                time.sleep(max(0.0, start + arrival - perf_counter()))
+                waiting.put(index)
+            for _ in range(callers):
+                waiting.put(None)
+
+        scheduler = threading.Thread(target=schedule)
+        scheduler.start()
+        in_threads(callers, call)
+        scheduler.join()
+        return latencies
 
     def _batches(self, arrangement: Arrangement, texts: int | None = None) -> list[tuple[int, ...]]:
         order: Sequence[int] = range(len(self.subject.texts[:texts]))

@@ -14,6 +14,7 @@ import numpy as np
 from model_store.encoding import TextItem
 from model_store.statistics import ratio_of_medians
 from service.comparison import load
+from tests.benchmarks.ceiling import share_of_engine
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import SAME_LOGITS, Arrangement, EngineAlone
 from tests.benchmarks.figures import Bar, Figure, Report, at_least, at_most, ratio_of_rounds
@@ -84,6 +85,10 @@ def measure_throughput(
         rates = _take_turns(contestants, effort.rounds)
         _report_rates(subject, rates, best, bar, report)
         report.add(Figure(subject.label, "failed requests", failed, bar=at_most(0)))
+        for connections in (16, 64):
+            share = share_of_engine(engine, connections, cores)
+            name = f"a service without overhead at {connections} connections ÷ engine"
+            report.add(Figure(subject.label, name, share, note="simulated with measured calls"))
         load.run(_measure_lone_latency(engine, served, effort, report))
     return Rates(float(np.mean(rates["engine"])), float(np.mean(rates["service, 16"])))
 
