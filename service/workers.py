@@ -184,7 +184,8 @@ class WorkerPool:
     def _form(self, worker: Worker) -> bool:
         """Form the next batch under the lock; False if nothing waits."""
         now = self._clock()
-        places = math.ceil(len(self._waiting) / (self._idle + 1))
+        # A share for every worker: those that are busy now come for theirs soon, and no text waits for all the others.
+        places = math.ceil(len(self._waiting) / max(1, len(self.live)))
         formed = form_batch(self._waiting, now, places)
         self._waiting.remove(formed.dropped)
         self._waiting.remove(formed.batch)

@@ -70,8 +70,8 @@ def measure_arrivals(engine: EngineAlone, served: Target, effort: Effort, report
             bar = at_most(IDEAL_BAR) if quantile == 0.99 and share <= 0.7 else None
             report.add(Figure(subject, f"{name} ÷ ideal queue", seen / best, bar=bar))
             alone = float(np.quantile(in_process, quantile))
-            note = f"the engine alone, fed the same arrivals in this process: {1000 * alone:.1f} ms"
-            report.add(Figure(subject, f"{name} ÷ engine alone", seen / alone, note=note))
+            fed = f"the engine alone, fed the same arrivals in this process: {1000 * alone:.1f} ms"
+            report.add(Figure(subject, f"{name} ÷ engine alone", seen / alone, note=fed))
 
 
 def measure_overload(served: Target, rates: Rates, effort: Effort, report: Report, *, label: str) -> None:

@@ -90,7 +90,7 @@ class ClosedLoop:
             self._ask(waiting, now)
         while done < answers:
             while idle and len(waiting):
-                batch = form_batch(waiting, now, math.ceil(len(waiting) / idle)).batch
+                batch = form_batch(waiting, now, math.ceil(len(waiting) / self.workers)).batch
                 waiting.remove(batch)
                 idle -= 1
                 seconds = self.model.cost.predict(len(batch), max(len(one.encoded) for one in batch))
