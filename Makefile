@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export SUCCESSOR_CACHE_DIR ?= $(CURDIR)/artifacts/cache
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-peers clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ check: $(INSTALLED)  ## formatting, lint, types, import contracts
 
 bench: $(INSTALLED)  ## the service against the engine alone, on this machine
 	$(BIN)/python -m tests.benchmarks
+
+bench-peers: $(INSTALLED)  ## the service against other serving systems, each in an environment of its own
+	$(BIN)/python -m tests.benchmarks --only peers --json artifacts/benchmarks/peers.json
 
 clean:  ## everything generated, the virtual environment included
 	rm -rf $(VENV) artifacts build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

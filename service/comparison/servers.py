@@ -134,9 +134,14 @@ def serving(models: Sequence[str], store: Path, log: Path, **settings: str) -> I
 
 @contextmanager
 def running(
-    command: Sequence[str], environment: Mapping[str, str], url: str, log: Path, waits: Waits = WAITS
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    url: str,
+    log: Path,
+    waits: Waits = WAITS,
+    ready: str = "/health/ready",
 ) -> Iterator[Server]:
-    """Run a server's command until the block ends; `GET url/health/ready` must answer 200 before it begins.
+    """Run a server's command until the block ends; `GET` of `url` with the path `ready` answers 200 before it begins.
 
     Raises:
         ServerStartError: it ended, or was not ready in time.
@@ -147,7 +152,7 @@ def running(
         psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
     ):
         try:
-            _wait_until_ready(process, url, log, waits.ready_seconds)
+            _wait_until_ready(process, url + ready, log, waits.ready_seconds)
             yield Server(url, process)
         finally:
             _stop(process, waits.stop_seconds)
@@ -169,7 +174,7 @@ def _wait_until_ready(process: psutil.Popen, url: str, log: Path, seconds: float
             if process.poll() is not None:
                 raise ServerStartError(f"the server ended with exit code {process.returncode}: {_last_lines(log)}")
             try:
-                if client.get(f"{url}/health/ready").status_code == 200:
+                if client.get(url).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass

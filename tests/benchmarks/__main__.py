@@ -25,6 +25,8 @@ from tests.benchmarks.wrk import generator
 
 SUCCESSOR = "sentiment"
 SECTIONS = ("throughput", "arrivals", "life-cycle", "queue")
+# Further sections, which run only when they are asked for: it installs the peers.
+PEERS = "peers"
 _SIX_LAYERS_BAR = at_least(0.95)
 _THREE_LAYERS_BAR = at_least(0.88)
 
@@ -44,7 +46,12 @@ def main() -> int:
         return 1
     report.console.print(report.verdicts())
     if arguments.json:
-        content = {"machine": machine.model_dump(), "quick": arguments.quick, "figures": report.as_json()}
+        content = {
+            "machine": machine.model_dump(),
+            "quick": arguments.quick,
+            "figures": report.as_json(),
+            "skipped": report.skipped,
+        }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 1 if arguments.strict and report.failed else 0
 
@@ -54,8 +61,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=Path("artifacts/demo/store"), help="where `sentiment` is")
     parser.add_argument("--texts", type=Path, default=Path("artifacts/demo/test.jsonl"), help="real texts, if there")
     parser.add_argument("--cache", type=Path, default=Path("artifacts/benchmarks/store"), help="artificial files")
+    parser.add_argument("--environments", type=Path, default=Path("artifacts/benchmarks/peers"), help="of the peers")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="leave the other sections out")
+    parser.add_argument("--only", choices=(*SECTIONS, PEERS), action="append", help="leave the other sections out")
     parser.add_argument("--quick", action="store_true", help="just enough to see that it works")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure misses its bar")
     return parser.parse_args()
@@ -72,10 +80,20 @@ def _run(arguments: argparse.Namespace, effort: Effort, report: Report, logs: Pa
     for subject, _ in subjects:
         report.console.print(subject.describe(), highlight=False)
     first, last = subjects[0][0], subjects[-1][0]
-    if "throughput" in only or "arrivals" in only:
+    peers = arguments.environments if PEERS in only else None
+    if {"throughput", "arrivals", PEERS} & set(only):
         measured = subjects if "throughput" in only else subjects[:1]
         rates = [
-            measure_throughput(subject, effort, report, logs, cores=cores, bar=bar, plain=subject is first)
+            measure_throughput(
+                subject,
+                effort,
+                report,
+                logs,
+                cores=cores,
+                bar=bar,
+                plain=subject is first,
+                peers=peers if subject is first else None,
+            )
             for subject, bar in measured
         ]
         if "arrivals" in only:

@@ -13,6 +13,7 @@ class Effort:
     screening_seconds: float = 1.5
     rounds: int = 6
     round_seconds: float = 4.0
+    peer_seconds: float = 4.0
     lone_blocks: int = 20
     arrivals_seconds: float = 20.0
     overload_seconds: float = 10.0
@@ -30,6 +31,7 @@ QUICK = Effort(
     screening_seconds=0.3,
     rounds=2,
     round_seconds=1.0,
+    peer_seconds=2.0,
     lone_blocks=3,
     arrivals_seconds=4.0,
     overload_seconds=2.0,

@@ -61,10 +61,11 @@ class Figure:
 
 @dataclass(slots=True)
 class Report:
-    """Figures in the order in which they were taken; each is shown as it comes."""
+    """Figures in the order in which they were taken, each shown as it comes, and what could not be measured."""
 
     console: Console
     figures: list[Figure] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, figure: Figure) -> None:
         """Keep and show a figure."""
@@ -73,7 +74,8 @@ class Report:
         self.console.print(f"{shown}  {figure.verdict} {figure.bar or ''}".rstrip(), highlight=False)
 
     def skip(self, what: str, why: str) -> None:
-        """Say what could not be measured."""
+        """Keep and say what could not be measured."""
+        self.skipped[what] = why
         self.console.print(f"{what}: not measured: {why}", highlight=False)
 
     @property
