@@ -23,7 +23,7 @@ from tests.benchmarks.peers.catalogue import PEERS, Peer
 from tests.benchmarks.peers.environments import environment
 from tests.benchmarks.peers.errors import PeerError
 from tests.benchmarks.peers.processes import Family
-from tests.benchmarks.peers.screening import best, screen, start_each_at_its_best, started
+from tests.benchmarks.peers.screening import RunningPeer, best, screen, start_each_at_its_best, started
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.throughput import report_peers
 from tests.tiny import make_tiny_version
@@ -139,7 +139,7 @@ def test_scores_are_read_from_every_peers_form_of_answer() -> None:
         "mlserver": {"outputs": [{"name": "scores", "shape": [1, 2], "data": [0.25, 0.75]}]},
         "ray": {"label": "positive", "probs": [0.25, 0.75]},
     }
-    assert {peer.key: peer.read(answers[peer.key]) for peer in PEERS} == dict.fromkeys(answers, [0.25, 0.75])
+    assert {peer.key: peer.read(answers[peer.key]) for peer in PEERS} == {key: [0.25, 0.75] for key in answers}
     bentoml = next(peer for peer in PEERS if peer.key == "bentoml")
     assert bentoml.read({"probs": [1.0]}) == [1.0]
 
@@ -211,9 +211,12 @@ def test_a_peer_is_driven_and_nothing_of_it_is_left_although_it_ignores_sigterm(
 
 @pytest.mark.slow
 def test_nothing_of_a_peer_is_left_when_the_measurement_fails(subject: Subject, tmp_path: Path) -> None:
-    with pytest.raises(KeyError), started(STUB, PYTHON, subject, ALONE, tmp_path) as peer:
+    def fail_while_it_sleeps(peer: RunningPeer) -> None:
         peer.family.pause()
         raise KeyError
+
+    with pytest.raises(KeyError), started(STUB, PYTHON, subject, ALONE, tmp_path) as peer:
+        fail_while_it_sleeps(peer)
     assert peer.family.processes() == []
 
 
@@ -243,7 +246,7 @@ def test_a_setting_that_does_not_start_is_skipped_with_the_reason_and_the_best_o
 ) -> None:
     model = make_tiny_version(store, "leaky", batch_invariant=False)
     subject = Subject("leaky", store, model, ["dull"])
-    assert screen(STUB, PYTHON, subject, EFFORT, report, tmp_path, cores=2) == Setting(1, 2)
+    assert screen(STUB, PYTHON, subject, EFFORT, report, logs=tmp_path, cores=2) == Setting(1, 2)
     assert [figure.note for figure in report.figures] == [str(Setting(1, 2))]
     ((what, why),) = report.skipped.items()
     assert what == "Stub, 2 workers × 1 threads, no batching"

@@ -27,10 +27,11 @@ _LOG_LINES = 4
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long a server may take to become ready, and to end after SIGTERM."""
+    """How long a server may take until `ready_path` answers 200, and to end after SIGTERM."""
 
     ready_seconds: float = 120.0
     stop_seconds: float = 20.0
+    ready_path: str = "/health/ready"
 
 
 WAITS = Waits()
@@ -134,14 +135,9 @@ def serving(models: Sequence[str], store: Path, log: Path, **settings: str) -> I
 
 @contextmanager
 def running(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    url: str,
-    log: Path,
-    waits: Waits = WAITS,
-    ready: str = "/health/ready",
+    command: Sequence[str], environment: Mapping[str, str], url: str, log: Path, waits: Waits = WAITS
 ) -> Iterator[Server]:
-    """Run a server's command until the block ends; `GET` of `url` with the path `ready` answers 200 before it begins.
+    """Run a server's command until the block ends; `GET` of `waits.ready_path` must answer 200 before it begins.
 
     Raises:
         ServerStartError: it ended, or was not ready in time.
@@ -152,7 +148,7 @@ def running(
         psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
     ):
         try:
-            _wait_until_ready(process, url + ready, log, waits.ready_seconds)
+            _wait_until_ready(process, url + waits.ready_path, log, waits.ready_seconds)
             yield Server(url, process)
         finally:
             _stop(process, waits.stop_seconds)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.benchmarks.peers.assignment import Setting
 
+Answer = Any  # what JSON can hold
+
 _FOLDER = Path(__file__).parent
 # What `inference` needs in every peer's environment, and what makes uvicorn fast.
 _COMMON = ("httptools", "numpy", "onnxruntime", "orjson", "pydantic", "tokenizers", "uvloop")
@@ -38,7 +40,7 @@ class Peer:
     ready: str
     path: str
     ask: Callable[[str, Setting], dict[str, Any]]
-    read: Callable[[Any], list[float]]
+    read: Callable[[Answer], list[float]]
 
     def command(self, python: Path) -> list[str]:
         """Its server, started with the interpreter of its environment."""
@@ -49,7 +51,7 @@ def _ask_text(text: str, _: Setting) -> dict[str, Any]:
     return {"text": text}
 
 
-def _read_probs(answer: Any) -> list[float]:
+def _read_probs(answer: Answer) -> list[float]:
     return list(answer["probs"])
 
 
@@ -57,7 +59,7 @@ def _ask_bentoml(text: str, setting: Setting) -> dict[str, Any]:
     return {"texts": [text]} if setting.batch > 1 else {"text": text}
 
 
-def _read_bentoml(answer: Any) -> list[float]:
+def _read_bentoml(answer: Answer) -> list[float]:
     return _read_probs(answer[0] if isinstance(answer, list) else answer)
 
 
@@ -65,7 +67,7 @@ def _ask_open_inference(text: str, _: Setting) -> dict[str, Any]:
     return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}
 
 
-def _read_open_inference(answer: Any) -> list[float]:
+def _read_open_inference(answer: Answer) -> list[float]:
     return list(answer["outputs"][0]["data"])
 
 

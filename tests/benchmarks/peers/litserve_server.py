@@ -1,6 +1,6 @@
 """LitServe: worker processes behind a queue, as many processes for HTTP as workers.
 
-Measured here before it was chosen: `fast_queue` (ZeroMQ) is faster than the default, as many HTTP processes as workers
+Measured before it was chosen: `fast_queue` (ZeroMQ) is faster than the default, as many HTTP processes as workers
 faster than one.
 """
 
@@ -23,7 +23,7 @@ class Classify(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not instal
     def decode_request(self, request: dict[str, str]) -> str:
         return request["text"]
 
-    def predict(self, text: Any) -> Any:
+    def predict(self, text: str) -> dict[str, Any]:
         return self.inference.answers([text])[0]
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class ClassifyBatch(Classify):
     def batch(self, inputs: list[str]) -> list[str]:
         return inputs
 
-    def predict(self, texts: list[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: list[str]) -> list[dict[str, Any]]:  # type: ignore[override]  # LitServe passes a batch
         return self.inference.answers(texts)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """MLServer: the open inference protocol in front of its pool of worker processes.
 
-Measured here before it was chosen: the pool, also with one worker, is no slower than the model in MLServer's own process.
+Measured before it was chosen: the pool, also with one worker, is no slower than the model in MLServer's own process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ray Serve: replicas behind HAProxy, with Ray's own set of options for throughput.
 
-Measured here before it was chosen: behind HAProxy twice as many texts a second as behind Ray's proxy in Python; and calls
-on the replica's event loop are faster than in a thread beside it.
+Measured before it was chosen: behind HAProxy twice as many texts a second as behind Ray's proxy in Python; and calls on
+the replica's event loop are faster than in a thread beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.benchmarks.peers.assignment import Assignment
 from tests.benchmarks.peers.inference import Inference
 
 _ASSIGNMENT = Assignment.from_environment()
-_FILES = Path(tempfile.gettempdir()) / "haproxy"
+_FILES = Path(tempfile.gettempdir())
 # Ray reads these when it is imported.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",

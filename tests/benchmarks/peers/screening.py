@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
@@ -26,9 +27,7 @@ from tests.benchmarks.wrk import Driven, drive
 
 CONNECTIONS = 16
 _ROOT = Path(__file__).parents[3]
-_WAITS = Waits(ready_seconds=90, stop_seconds=1)
-# What answers first is one worker; the others, and Ray's further processes, are busy for a while after their start.
-_WARM_UP_SECONDS = 2.0
+_WAITS = Waits(ready_seconds=90, stop_seconds=1)  # nothing is lost when a peer is killed
 # Timers that came due while it slept, and cold caches.
 _WAKE_UP_SECONDS = 1.0
 _CHECKED_TEXTS = 8
@@ -66,9 +65,12 @@ def started(peer: Peer, python: Path, subject: Subject, setting: Setting, logs: 
     assignment = Assignment(
         str(subject.store.root.absolute()), str(subject.model), port, (spare_ports[0], spare_ports[1]), setting
     )
-    with Family() as family:
-        variables = {**family.environment(), **assignment.environment(), "PYTHONPATH": str(_ROOT), "TMPDIR": str(logs)}
-        with running(peer.command(python), variables, url, logs / f"{peer.key}.log", _WAITS, peer.ready) as server:
+    waits = replace(_WAITS, ready_path=peer.ready)
+    # Peers leave files there when they are killed; and sockets, whose paths may have no more than about 100 characters.
+    short = TemporaryDirectory(prefix="peer-", dir="/tmp", ignore_cleanup_errors=True)
+    with short as folder, Family() as family:
+        variables = {**family.environment(), **assignment.environment(), "PYTHONPATH": str(_ROOT), "TMPDIR": folder}
+        with running(peer.command(python), variables, url, logs / f"{peer.key}.log", waits) as server:
             target = Target(peer.name, server, peer.path, [peer.ask(text, setting) for text in subject.texts])
             _check(peer, target, subject)
             try:
@@ -78,7 +80,7 @@ def started(peer: Peer, python: Path, subject: Subject, setting: Setting, logs: 
 
 
 def screen(
-    peer: Peer, python: Path, subject: Subject, effort: Effort, report: Report, logs: Path, *, cores: int
+    peer: Peer, python: Path, subject: Subject, effort: Effort, report: Report, *, logs: Path, cores: int
 ) -> Setting:
     """Try every setting, one after another, and return the one with the highest rate.
 
@@ -89,7 +91,7 @@ def screen(
     for setting in settings(cores, batched=subject.artifact.batch_invariant):
         try:
             with started(peer, python, subject, setting, logs) as candidate:
-                seen = candidate.driven(CONNECTIONS, effort.peer_seconds, before=_WARM_UP_SECONDS)
+                seen = candidate.driven(CONNECTIONS, effort.peer_seconds, before=effort.peer_seconds)
         except (PeerError, ComparisonError) as error:
             report.skip(f"{peer.name}, {setting}", str(error))
             continue
@@ -131,9 +133,9 @@ def start_each_at_its_best(
         try:
             report.console.print(f"{peer.name}: installing where needed, then every setting", highlight=False)
             python = environment(peer, environments)
-            setting = screen(peer, python, subject, effort, report, logs, cores=cores)
+            setting = screen(peer, python, subject, effort, report, logs=logs, cores=cores)
             chosen = stack.enter_context(started(peer, python, subject, setting, logs))
-            chosen.driven(CONNECTIONS, effort.peer_seconds, before=_WARM_UP_SECONDS)
+            chosen.driven(CONNECTIONS, effort.peer_seconds, before=effort.peer_seconds)
         except (PeerError, ComparisonError) as error:
             report.skip(peer.name, str(error))
             continue
