@@ -143,4 +143,5 @@ def test_a_section_runs_by_itself_and_writes_its_figures(tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "f.json").read_text())
     assert [figure["subject"] for figure in content["figures"]] == ["queue"] * 3
+    assert content["skipped"] == {}
     assert content["machine"]["cores"] >= 1

@@ -143,7 +143,7 @@ def running(
         ServerStartError: it ended, or was not ready in time.
     """
     with (
-        _exit_on_sigterm(),
+        exit_on_sigterm(),
         log.open("wb") as output,
         psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
     ):
@@ -194,8 +194,8 @@ def _last_lines(log: Path) -> str:
 
 
 @contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that a comparison that is ended also ends its servers."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that who is ended also ends what it has started."""
 
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)

@@ -13,6 +13,7 @@ from rich.console import Console
 from model_store.errors import SuccessorError
 from model_store.machine import describe_machine, usable_cores
 from model_store.store import ModelStore
+from service.comparison.servers import exit_on_sigterm
 from tests.benchmarks import arrivals, artificial, life_cycle
 from tests.benchmarks.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine import EngineAlone
@@ -39,7 +40,7 @@ def main() -> int:
     machine = describe_machine()
     report.console.print(f"{machine}\nThroughput is driven by {generator()}.", highlight=False)
     try:
-        with tempfile.TemporaryDirectory(prefix="successor-benchmarks-") as logs:
+        with exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="successor-benchmarks-") as logs:
             _run(arguments, effort, report, Path(logs))
     except SuccessorError as error:
         report.console.print(f"error: {error}", highlight=False)
