@@ -20,12 +20,12 @@ from tests.benchmarks.effort import QUICK
 from tests.benchmarks.figures import Report
 from tests.benchmarks.peers.assignment import Assignment, Setting, settings
 from tests.benchmarks.peers.catalogue import PEERS, Peer
+from tests.benchmarks.peers.contest import Contest, report_ratios
 from tests.benchmarks.peers.environments import environment
 from tests.benchmarks.peers.errors import PeerError
 from tests.benchmarks.peers.processes import Family
 from tests.benchmarks.peers.screening import RunningPeer, best, screen, start_each_at_its_best, started
 from tests.benchmarks.subjects import Subject
-from tests.benchmarks.throughput import report_peers
 from tests.tiny import make_tiny_version
 
 PYTHON = Path(sys.executable)
@@ -195,13 +195,17 @@ def test_a_family_sleeps_unless_it_is_awake() -> None:
 
 
 @pytest.mark.slow
-def test_a_peer_is_driven_and_nothing_of_it_is_left_although_it_ignores_sigterm(
-    subject: Subject, tmp_path: Path
+def test_a_peer_takes_its_turns_and_nothing_of_it_is_left_although_it_ignores_sigterm(
+    subject: Subject, tmp_path: Path, report: Report
 ) -> None:
     with started(STUB, PYTHON, subject, ALONE, tmp_path) as peer:
-        seen = peer.driven(2, 1, before=1)
-        assert seen.answers_a_second > 0
-        assert seen.failed == 0
+        contest = Contest([peer], seconds=1)
+        rates = {name: [turn()] for name, turn in contest.contestants().items()}
+        assert list(rates) == ["Stub, 16", "Stub, 64"]
+        contest.report("tiny", {**rates, "service, 16": [1.0], "service, 64": [1.0]}, report)
+        figures = {figure.name: figure for figure in report.figures}
+        assert figures["failed requests, Stub"].value == 0
+        assert figures["service at 16 connections ÷ Stub"].value == pytest.approx(1 / rates["Stub, 16"][0])
         members = peer.family.processes()
         assert len(members) == 2
         assert {member.status() for member in members} == {psutil.STATUS_STOPPED}
@@ -289,7 +293,7 @@ def test_the_service_is_held_against_the_peer_that_is_best_at_16_connections(rep
         "slow, 64": [10.0, 10.0],
         "fast, 64": [30.0, 30.0],
     }
-    report_peers("tiny", rates, ["slow", "fast"], report)
+    report_ratios("tiny", rates, ["slow", "fast"], report)
     ratios = {figure.name: (figure.value, figure.note, figure.verdict) for figure in report.figures}
     assert ratios == {
         "service at 16 connections ÷ slow": (3.0, "", ""),
@@ -302,7 +306,7 @@ def test_the_service_is_held_against_the_peer_that_is_best_at_16_connections(rep
 
 
 def test_without_any_peer_the_bar_is_missed(report: Report) -> None:
-    report_peers("tiny", {"service, 16": [1.0], "service, 64": [1.0]}, [], report)
+    report_ratios("tiny", {"service, 16": [1.0], "service, 64": [1.0]}, [], report)
     assert [figure.name for figure in report.failed] == ["service at 16 connections ÷ best peer"]
 
 

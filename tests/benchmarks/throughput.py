@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,17 +18,16 @@ from tests.benchmarks.ceiling import share_of_engine
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import SAME_LOGITS, Arrangement, EngineAlone
 from tests.benchmarks.figures import Bar, Figure, Report, at_least, at_most, ratio_of_rounds
-from tests.benchmarks.peers.screening import RunningPeer, start_each_at_its_best
+from tests.benchmarks.peers.contest import CONNECTIONS, Contest
+from tests.benchmarks.peers.screening import start_each_at_its_best
 from tests.benchmarks.servers import Target, plain_endpoint, service
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.wrk import drive
 
 PLAIN_BAR = 1.15
-PEER_BAR = 1.15
 LONE_BAR = 1.15
 LONE_EXTRA_MS = 0.7
 _LONE_BLOCK = 20
-_CONNECTIONS = (16, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +84,18 @@ def measure_throughput(
     engine = EngineAlone(subject, cores)
     best = find_best(engine, effort, report)
     with ExitStack() as stack:
-        running_peers = (
-            start_each_at_its_best(stack, subject, effort, report, logs, environments=peers, cores=cores)
-            if peers is not None
-            else []
-        )
+        contest = None
+        if peers is not None:
+            running_peers = start_each_at_its_best(
+                stack, subject, effort, report, logs, environments=peers, cores=cores
+            )
+            contest = Contest(running_peers, effort.round_seconds)
         served = stack.enter_context(service(subject, logs))
         others = [
             stack.enter_context(plain_endpoint(subject, threads, logs))
             for threads in (sorted({1, cores}) if plain else ())
         ]
         failed = 0
-        peers_failed = {peer.target.name: 0 for peer in running_peers}
 
         def driven(target: Target, connections: int) -> float:
             nonlocal failed
@@ -104,33 +103,17 @@ def measure_throughput(
             failed += seen.failed
             return seen.answers_a_second
 
-        def peer_driven(peer: RunningPeer, connections: int) -> float:
-            seen = peer.driven(connections, effort.round_seconds)
-            peers_failed[peer.target.name] += seen.failed
-            return seen.answers_a_second
-
         contestants: dict[str, Callable[[], float]] = {
             "engine": lambda: engine.texts_a_second(best, effort.round_seconds),
             "engine with tokenisation": lambda: engine.texts_a_second(best, effort.round_seconds, tokenise=True),
             **{f"service, {count}": lambda count=count: driven(served, count) for count in (1, 16, 64)},  # type: ignore[misc]
             **{other.name: lambda other=other: driven(other, 16) for other in others},  # type: ignore[misc]
-            **{
-                f"{peer.target.name}, {count}": partial(peer_driven, peer, count)
-                for peer in running_peers
-                for count in _CONNECTIONS
-            },
+            **(contest.contestants() if contest is not None else {}),
         }
         rates = _take_turns(contestants, effort.rounds)
         _report_rates(subject, rates, best, bar, report)
-        if peers is not None:
-            for peer in running_peers:
-                note = f"{peer.setting}; at 16 and 64 connections together"
-                report.add(
-                    Figure(
-                        subject.label, f"failed requests, {peer.target.name}", peers_failed[peer.target.name], note=note
-                    )
-                )
-            report_peers(subject.label, rates, list(peers_failed), report)
+        if contest is not None:
+            contest.report(subject.label, rates, report)
         report.add(Figure(subject.label, "failed requests", failed, bar=at_most(0)))
         for connections in (16, 64):
             share = share_of_engine(engine, connections, cores)
@@ -158,7 +141,7 @@ def _report_rates(
     for name, values in rates.items():
         unit, note = "texts/s", str(best) if name.startswith("engine") else ""
         report.add(Figure(subject.label, name, float(np.mean(values)), unit, (min(values), max(values)), note=note))
-    for connections in _CONNECTIONS:
+    for connections in CONNECTIONS:
         service_rates = rates[f"service, {connections}"]
         for against, limit in (("engine", bar), ("engine with tokenisation", None)):
             ratio = ratio_of_rounds(service_rates, rates[against])
@@ -170,31 +153,6 @@ def _report_rates(
         ratio = ratio_of_rounds(rates["service, 16"], plain[better])
         name = f"service at 16 connections ÷ {better}"
         report.add(Figure(subject.label, name, ratio.value, interval=ratio.interval, bar=at_least(PLAIN_BAR)))
-
-
-def report_peers(label: str, rates: Mapping[str, Sequence[float]], names: Sequence[str], report: Report) -> None:
-    """Report the service against every peer at its best setting, and against the best of them, which has the bar.
-
-    Args:
-        label: of the subject.
-        rates: texts a second by round, of `service, N` and of `name, N`, for each number N of connections.
-        names: the peers that were measured; none is a failure: there is nothing that the service could be better than.
-        report: gets the figures.
-    """
-    for connections in _CONNECTIONS:
-        bar = at_least(PEER_BAR) if connections == 16 else None
-        name = f"service at {connections} connections ÷"
-        if not names:
-            report.add(Figure(label, f"{name} best peer", float("nan"), bar=bar, note="no peer could be measured"))
-            continue
-        ratios = {
-            peer: ratio_of_rounds(rates[f"service, {connections}"], rates[f"{peer}, {connections}"]) for peer in names
-        }
-        for peer, ratio in ratios.items():
-            report.add(Figure(label, f"{name} {peer}", ratio.value, interval=ratio.interval))
-        best = min(ratios, key=lambda peer: ratios[peer].value)
-        ratio = ratios[best]
-        report.add(Figure(label, f"{name} best peer", ratio.value, interval=ratio.interval, bar=bar, note=best))
 
 
 async def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, report: Report) -> None:

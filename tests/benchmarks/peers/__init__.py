@@ -7,5 +7,5 @@ Read in this order:
    Each runs in an environment of its own; nothing here imports them.
 3. `catalogue`: where each is asked, and how; `environments`: what is installed for it.
 4. `processes`: started together, paused while another one is measured, and all ended.
-5. `screening`: every setting of every peer, and the best of each for the measurement.
+5. `screening`: every setting of every peer, and the best of each for the measurement; `contest`: their turns.
 """
