@@ -13,14 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
-from service.api import classify, classify_schema, operations
-from service.api.common import Envelope, Service, explain, native_error
+from service.api import classify_schema, operations
+from service.api.common import Reply, Service, explain
+from service.api.dialects import TABLE
+from service.api.endpoint import refuse_method
+from service.api.envelope import Envelope
 from service.control import Control
 from service.engine import Engine
 from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
@@ -31,9 +33,6 @@ from service.settings import Settings
 
 DESCRIPTION = """Classifies texts with the models of a store. A request names a model: `sentiment` (its production
 version), `sentiment@3` (a version) or `sentiment@canary` (an alias). Every error has the same shape."""
-
-
-CLASSIFY_PATH = "/v1/classify"
 
 
 def create_app(settings: Settings, control_dir: Path | None = None) -> FastAPI:
@@ -51,9 +50,8 @@ def create_app(settings: Settings, control_dir: Path | None = None) -> FastAPI:
     app = Application(
         title="Successor", description=DESCRIPTION, lifespan=lambda _: running(settings, provider, control_dir)
     )
-    app.router.routes.insert(0, Route(CLASSIFY_PATH, _Endpoint(), methods=["POST"]))
     app.include_router(operations.router)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, dialect_of=TABLE.dialect_of)
     app.add_exception_handler(SuccessorError, _expected)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -117,22 +115,28 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
 
 
 class Application(FastAPI):
-    """FastAPI with a short way for the hot path: routing and middleware cost as much as classify's own Python."""
-
-    _classify = Envelope(classify.classify)
+    """FastAPI with a short way for the dialects: its routing and middleware cost as much as a route's own Python."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what is certainly a classification straight to it, everything else through FastAPI."""
-        if scope["type"] == "http" and scope["path"] == CLASSIFY_PATH and scope["method"] == "POST":
-            await self._classify(scope, receive, send)
-        else:
+        """Send what a dialect's table has straight there, everything else through FastAPI."""
+        found = TABLE.find(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
             await super().__call__(scope, receive, send)
+        else:
+            scope["found"] = found
+            await _short_way(scope, receive, send)
 
 
-class _Endpoint:
-    """`classify` as plain ASGI for the router, which refuses other methods."""
+async def _answer_from_table(scope: Scope, receive: Receive, send: Send) -> None:
+    endpoints, parameters = scope["found"]
+    endpoint = endpoints.get(scope["method"])
+    if endpoint is None:
+        await refuse_method(endpoints, scope, send)
+    else:
+        await endpoint.answer(scope, receive, send, parameters)
 
-    __call__ = staticmethod(classify.classify)
+
+_short_way = Envelope(_answer_from_table, TABLE.dialect_of)
 
 
 def document(app: FastAPI) -> None:
@@ -150,17 +154,11 @@ def document(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _answer(status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Response:
-    response = Response(body, status_code=status, media_type="application/json")
-    response.raw_headers.extend(headers)
-    return response
-
-
 async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
     service: Service = request.state.service
     service.metrics.refusals.labels(outcome_of(error).code).inc()
-    return _answer(*explain(error))
+    return _response(explain(error, TABLE.dialect_of(request.url.path)))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -171,7 +169,14 @@ async def _unrouted(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not allowed here: see /docs",
     }.get(error.status_code, str(error.detail))
     headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-    return _answer(outcome.status, native_error(outcome, message), headers)
+    status, body = TABLE.dialect_of(request.url.path).show(outcome, message, None)
+    return _response(Reply(status, body, headers))
+
+
+def _response(reply: Reply) -> Response:
+    response = Response(reply.body, status_code=reply.status, media_type=reply.content_type.decode())
+    response.raw_headers.extend(reply.headers)
+    return response
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

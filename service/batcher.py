@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from model_store.encoding import EncodedText, TextItem
+from model_store.manifest import Side
 from service.served_model import ServedModel
 
 # A text joins a batch only if the batch's cost, relative to running its texts alone, falls by this share.
@@ -51,6 +52,8 @@ class Job:
     pending: int
     estimate_s: float
     """Predicted seconds of its texts that are not answered yet."""
+    side: Side | None = None
+    """Where its texts are cut; the manifest's unless given."""
     departed: bool = False
     """Nobody waits any more: answered, the caller has gone, the deadline has passed, or another of its texts failed."""
 

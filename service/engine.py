@@ -15,6 +15,7 @@ import structlog
 
 from model_store.encoding import TextItem
 from model_store.errors import SuccessorError
+from model_store.manifest import Side
 from service.batcher import Answer, Item, Job
 from service.errors import ClientGoneError, DeadlineExceededError, OverloadedError, ShuttingDownError, WorkerLostError
 from service.metrics import Metrics
@@ -111,8 +112,15 @@ class Engine:
                 retry_after_s=wait - self._max_wait_s,
             )
 
-    def submit(
-        self, model: ServedModel, texts: Sequence[TextItem], *, truncate: bool, raw_scores: bool, deadline: float
+    def submit(  # noqa: PLR0913 - what a request may say
+        self,
+        model: ServedModel,
+        texts: Sequence[TextItem],
+        *,
+        truncate: bool,
+        raw_scores: bool,
+        deadline: float,
+        side: Side | None = None,
     ) -> Job:
         """Accept a request's texts, or refuse them at once; the job's future gets one `Answer` for each, in order.
 
@@ -122,6 +130,7 @@ class Engine:
             truncate: cut texts that are too long for the model instead of failing.
             raw_scores: answer with logits.
             deadline: of the clock; what is not computed by then is dropped.
+            side: where texts are cut; the manifest's unless given.
 
         Raises:
             OverloadedError: the queue is so long that the deadline would be missed.
@@ -140,7 +149,7 @@ class Engine:
             )
         future: asyncio.Future[list[Answer]] = self._loop.create_future()
         count = len(texts)
-        job = Job(model, now, deadline, truncate, raw_scores, future, [None] * count, count, total)
+        job = Job(model, now, deadline, truncate, raw_scores, future, [None] * count, count, total, side)
         self._jobs.add(job)
         self._backlog_s += total
         model.pending += 1

@@ -152,15 +152,16 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: SuccessorError) -> None:
         """Answer without the application, and close."""
         self._service.metrics.refusals.labels(outcome_of(error).code).inc()
-        status, body, _ = explain(error)
+        reply = explain(error)
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
+            (b"content-length", b"%d" % len(reply.body)),
             (b"x-request-id", self._service.next_request_id().encode()),
             (b"connection", b"close"),
         ]
         lines = [b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *headers]]
         self.transport.write(
-            b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), b"".join(lines), body)
+            b"HTTP/1.1 %d %b\r\n%b\r\n%b"
+            % (reply.status, HTTPStatus(reply.status).phrase.encode(), b"".join(lines), reply.body)
         )
         self.transport.close()

@@ -214,7 +214,7 @@ class WorkerPool:
                 continue
             started = self._clock()
             try:
-                item.encoded = job.model.classifier.encode(item.text, truncate=job.truncate)
+                item.encoded = job.model.classifier.encode(item.text, truncate=job.truncate, side=job.side)
             except SuccessorError as error:
                 failed.items.append(item)
                 failed.outcomes.append(error)

@@ -283,7 +283,7 @@ def test_the_openapi_document_describes_it_whole(client: WebClient) -> None:
     for reference in set(find_references(document)):
         assert reference.removeprefix("#/components/schemas/") in schemas
     request = schemas["ClassifyRequest"]
-    assert set(request["properties"]) == {"model", "input", "truncate", "top_k", "raw_scores"}
+    assert set(request["properties"]) == {"model", "input", "truncate", "truncation_side", "top_k", "raw_scores"}
     for example in request["examples"]:
         assert classify(client, "x") is not None
         assert set(example) <= set(request["properties"])

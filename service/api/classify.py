@@ -1,6 +1,6 @@
 """`POST /v1/classify`: the native dialect, in the shape that vLLM serves.
 
-This is the hot path. It is plain ASGI: pydantic-core parses and validates the bytes in one step, the answer is one
+This is the hot path: pydantic-core parses and validates the bytes in one step, the answer is one
 dictionary that orjson writes.
 """
 
@@ -13,67 +13,38 @@ from typing import Any
 
 import orjson
 from pydantic import ValidationError
-from starlette.types import Receive, Scope, Send
 
 from model_store.encoding import TextItem
-from model_store.errors import SuccessorError
 from model_store.manifest import ScoreContract
 from service.api.classify_schema import ClassifyRequest
-from service.api.common import (
-    NOWHERE,
-    Connection,
-    Headers,
-    Service,
-    deadline_of,
-    explain,
-    read_body,
-    send_json,
-)
+from service.api.common import NATIVE, Reply
+from service.api.endpoint import Answered, Call, Endpoint, ask, check_texts, timing_headers
 from service.batcher import Answer
-from service.errors import (
-    ClientGoneError,
-    InvalidRequestError,
-    TextTooLargeError,
-    TooManyTextsError,
-    outcome_of,
-)
-from service.registry import Route
+from service.errors import InvalidRequestError
 
 _validate: Callable[[bytes], ClassifyRequest] = ClassifyRequest.__pydantic_validator__.validate_json
 
 
-async def classify(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one request; every expected error is answered in the native shape."""
-    service: Service = scope["state"]["service"]
-    connection: Connection = scope["state"].get("connection", NOWHERE)
-    try:
-        started = service.engine.clock()
-        service.engine.check_admission()
-        headers = dict(scope["headers"])
-        body = await read_body(receive, headers, service.settings.max_body_bytes)
-        request = parse(body)
-        route = service.registry.route(request.model)
-        texts = texts_of(request, service.settings.max_texts_per_request, service.settings.max_text_chars)
-        deadline = deadline_of(headers, started, service.settings.request_timeout_ms / 1e3)
-        job = service.engine.submit(
-            route.model, texts, truncate=request.truncate, raw_scores=request.raw_scores, deadline=deadline
-        )
-        connection.jobs.add(job)
-        try:
-            answers = await job.future
-        finally:
-            connection.jobs.discard(job)
-    except SuccessorError as error:
-        # A client that was too slow is gone because the server has answered, and counted, that.
-        if not connection.timed_out:
-            service.metrics.refusals.labels(outcome_of(error).code).inc()
-        if not isinstance(error, ClientGoneError):
-            await send_json(send, *explain(error))
-        return
-    total_s = service.engine.clock() - started
-    route.model.instruments.total.observe(total_s)
-    answer = render(request, route, answers, scope["state"]["request_id"].decode())
-    await send_json(send, 200, answer, timing_headers(route, answers, total_s))
+async def classify(call: Call) -> Reply:
+    """Answer one request."""
+    service, settings = call.service, call.service.settings
+    request = parse(await call.admitted_body())
+    route = service.registry.route(request.model)
+    given = request.input if isinstance(request.input, list) else [request.input]
+    texts = [TextItem(text) if isinstance(text, str) else TextItem(*text) for text in given]
+    check_texts(texts, settings, "input")
+    answered = await ask(
+        service,
+        route,
+        texts,
+        started=call.started,
+        deadline=call.deadline(),
+        connection=call.connection,
+        truncate=request.truncate,
+        side=request.truncation_side,
+        raw_scores=request.raw_scores,
+    )
+    return Reply(200, render(request, answered, call.request_id), timing_headers(answered))
 
 
 def parse(body: bytes) -> ClassifyRequest:
@@ -102,29 +73,10 @@ def parse(body: bytes) -> ClassifyRequest:
     raise InvalidRequestError(f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}", param=name)
 
 
-def texts_of(request: ClassifyRequest, max_texts: int, max_chars: int) -> list[TextItem]:
-    """The request's texts, within the server's limits.
-
-    Raises:
-        InvalidRequestError: there is none.
-        TooManyTextsError: more than `max_texts`.
-        TextTooLargeError: one has more than `max_chars` characters.
-    """
-    given = request.input if isinstance(request.input, list) else [request.input]
-    if not given:
-        raise InvalidRequestError("input needs at least one text", param="input")
-    if len(given) > max_texts:
-        raise TooManyTextsError(f"input has {len(given)} texts and one request may have {max_texts}", param="input")
-    items = [TextItem(text) if isinstance(text, str) else TextItem(*text) for text in given]
-    for index, item in enumerate(items):
-        if max(len(item.text), len(item.text_pair or "")) > max_chars:
-            raise TextTooLargeError(f"a text may have {max_chars} characters: shorten it", param=f"input[{index}]")
-    return items
-
-
-def render(request: ClassifyRequest, route: Route, answers: list[Answer], request_id: str) -> bytes:
+def render(request: ClassifyRequest, answered: Answered, request_id: str) -> bytes:
     """The answer's body."""
-    contract = route.model.manifest.scores
+    answers, model = answered.answers, answered.route.model
+    contract = model.manifest.scores
     tokens = sum(answer.tokens for answer in answers)
     data = [_classification(index, answer, contract, request) for index, answer in enumerate(answers)]
     return orjson.dumps(
@@ -132,7 +84,7 @@ def render(request: ClassifyRequest, route: Route, answers: list[Answer], reques
             "id": f"classify-{request_id}",
             "object": "list",
             "created": int(time.time()),
-            "model": route.model.reference,
+            "model": model.reference,
             "data": data,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
@@ -170,13 +122,4 @@ def _threshold(contract: ScoreContract, *, raw: bool) -> float:
     return math.log(share / (1 - share))
 
 
-def timing_headers(route: Route, answers: list[Answer], total_s: float) -> Headers:
-    """Who answered, and the milliseconds it took; of several texts the longest wait and run, and all tokenisation."""
-    return [
-        (b"x-model-version", route.model.reference.encode()),
-        (b"x-arm", route.arm.encode()),
-        (b"x-queue-time", b"%.3f" % (1e3 * max(answer.queue_s for answer in answers))),
-        (b"x-tokenization-time", b"%.3f" % (1e3 * sum(answer.tokenisation_s for answer in answers))),
-        (b"x-inference-time", b"%.3f" % (1e3 * max(answer.inference_s for answer in answers))),
-        (b"x-total-time", b"%.3f" % (1e3 * total_s)),
-    ]
+ENDPOINTS = (Endpoint(NATIVE, "POST", "/v1/classify", classify, "infer"),)

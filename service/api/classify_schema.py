@@ -13,6 +13,7 @@ ANSWER_HEADERS = {
     "x-request-id": "the id that the request carried, or a new one",
     "x-model-version": "the version that answered",
     "x-arm": "the alias that the request named, or `default`",
+    "x-truncated-texts": "how many of the texts were cut to what the model reads",
     "x-queue-time": "milliseconds in the queue; of several texts the longest",
     "x-tokenization-time": "milliseconds of tokenisation of all texts",
     "x-inference-time": "milliseconds of the batch in the engine; of several texts the longest",
@@ -54,6 +55,9 @@ class ClassifyRequest(BaseModel):
         description="a text, a list of texts, or a list of [text, pair] for a model that reads pairs"
     )
     truncate: bool = Field(default=True, description="cut texts that are too long for the model, and say so")
+    truncation_side: Literal["right", "left"] | None = Field(
+        None, description="where to cut; by default as the model was built for"
+    )
     top_k: int | None = Field(None, ge=1, description="also give this many labels with the best scores, best first")
     raw_scores: bool = Field(default=False, description="logits instead of probabilities")
 

@@ -1,4 +1,4 @@
-"""What every route shares: the running service, request bodies, deadlines, and errors in the native shape."""
+"""What every route shares: the running service, request bodies, deadlines, and how a dialect shows an error."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import itertools
 import math
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import orjson
-import structlog
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
@@ -19,23 +19,18 @@ from service.batcher import Job
 from service.control import Control
 from service.engine import Engine
 from service.errors import (
-    UNEXPECTED,
     BodyTooLargeError,
     ClientGoneError,
     InvalidRequestError,
     Outcome,
     OverloadedError,
-    UnsupportedEncodingError,
     outcome_of,
 )
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
 
-log = structlog.get_logger(__name__)
-
 MAX_TIMEOUT_S = 3_600.0
-_MAX_REQUEST_ID = 128
 
 
 @dataclass(slots=True)
@@ -119,22 +114,37 @@ class ErrorAnswer(BaseModel):
 Headers = list[tuple[bytes, bytes]]
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """Send a JSON answer."""
-    start: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body})
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What the service says to one kind of clients, as far as every route of it is alike."""
+
+    name: str
+    prefixes: tuple[str, ...]
+    """Paths that are not a route's and begin so are its to refuse; the native dialect refuses all others."""
+    show: Callable[[Outcome, str, str | None], tuple[int, bytes]]
+    """Status and body for an outcome, a message and the field that is wrong."""
 
 
-def native_error(outcome: Outcome, message: str, param: str | None = None) -> bytes:
-    """An error in the native shape."""
+def _show_native(outcome: Outcome, message: str, param: str | None) -> tuple[int, bytes]:
     detail = {"message": message, "type": outcome.type, "param": param, "code": outcome.code}
-    return orjson.dumps({"error": detail})
+    return outcome.status, orjson.dumps({"error": detail})
 
 
-def explain(error: SuccessorError) -> tuple[int, bytes, Headers]:
-    """Status, native body and headers for an expected error."""
-    outcome = outcome_of(error)
+NATIVE = Dialect("native", (), _show_native)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, whole."""
+
+    status: int
+    body: bytes
+    headers: Headers = field(default_factory=list)
+    content_type: bytes = b"application/json"
+
+
+def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
+    """The answer to a request that ends in an expected error."""
     headers: Headers = []
     if isinstance(error, OverloadedError):
         headers = [
@@ -142,7 +152,16 @@ def explain(error: SuccessorError) -> tuple[int, bytes, Headers]:
             (b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after_s * 1e3))),
         ]
     message = str(error).encode("utf-8", "replace").decode()
-    return outcome.status, native_error(outcome, message, getattr(error, "param", None)), headers
+    status, body = dialect.show(outcome_of(error), message, getattr(error, "param", None))
+    return Reply(status, body, headers)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send an answer."""
+    length = b"%d" % len(reply.body)
+    start: Headers = [(b"content-type", reply.content_type), (b"content-length", length), *reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": start})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
@@ -192,61 +211,3 @@ def _milliseconds(header: str, value: bytes) -> int:
     if not value.isdigit() or len(value) > 18 or int(value) == 0:
         raise InvalidRequestError(f"header {header} must be a positive whole number of milliseconds", param=header)
     return int(value)
-
-
-async def refuse_encoding(service: Service, encoding: bytes, send: Send) -> None:
-    """Answer a request whose body is compressed, or the like."""
-    error = UnsupportedEncodingError(
-        f"the body has Content-Encoding {encoding[:40].decode('latin-1')!r}: send it as it is, without that header",
-        param="content-encoding",
-    )
-    service.metrics.refusals.labels(outcome_of(error).code).inc()
-    await send_json(send, *explain(error))
-
-
-class Envelope:
-    """Pure ASGI around every route: the request's id, `Connection: close` while draining, and errors of every route."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request; anything else, such as the lifespan, goes straight through."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        service: Service = scope["state"]["service"]
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        fits = 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable()
-        request_id = given if fits else service.next_request_id().encode()
-        scope["state"]["request_id"] = request_id
-        status = 0
-
-        async def send_on(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-                if service.draining:
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
-
-        encoding = headers.get(b"content-encoding", b"")
-        try:
-            if not encoding or encoding.lower() == b"identity":
-                await self._app(scope, receive, send_on)
-            else:
-                await refuse_encoding(service, encoding, send_on)
-        except Exception:
-            log.exception("unexpected error", path=scope["path"], request_id=request_id.decode())
-            if status:
-                raise
-            body = native_error(
-                UNEXPECTED, "the server failed in a way that it did not expect: its log has the details"
-            )
-            await send_json(send_on, UNEXPECTED.status, body, [])
-        if service.settings.log_requests or status >= 500:
-            log.info(
-                "request", method=scope["method"], path=scope["path"], status=status, request_id=request_id.decode()
-            )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Problem
+from service.api.access import authorise
 from service.api.common import ErrorAnswer, Service
-from service.errors import AdministrationError
 from service.registry import Table
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -79,19 +78,9 @@ def running(request: Request) -> Service:
 Running = Annotated[Service, Depends(running)]
 
 
-def administrator(service: Running, authorization: Annotated[str, Header()] = "") -> None:
-    """Let only the holder of the token through.
-
-    Raises:
-        AdministrationError: no token is set, or another one was sent.
-    """
-    token = service.settings.admin_token
-    if token is None:
-        raise AdministrationError("administration is off: set SUCCESSOR_ADMIN_TOKEN and restart the server")
-    if not hmac.compare_digest(authorization.encode(), f"Bearer {token.get_secret_value()}".encode()):
-        raise AdministrationError(
-            "send the header 'Authorization: Bearer TOKEN' with the server's SUCCESSOR_ADMIN_TOKEN"
-        )
+def administrator(service: Running, request: Request) -> None:
+    """Let only those through who may administer; see `authorise`."""
+    authorise(service, dict(request.scope["headers"]), "admin")
 
 
 router = APIRouter()

@@ -1,0 +1,267 @@
+"""Routes that are plain ASGI: how one is found, what its handler gets and gives, and the work that most ask for.
+
+A route through FastAPI costs as much as all of our own Python for a short request, so that every dialect's routes are
+`Endpoint`s in one `EndpointTable`, which the application asks first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from starlette.types import Receive, Scope, Send
+
+from model_store.encoding import TextItem
+from model_store.errors import SuccessorError
+from model_store.manifest import Side
+from service.api.access import Permission, authorise
+from service.api.common import (
+    NATIVE,
+    NOWHERE,
+    Connection,
+    Dialect,
+    Headers,
+    Reply,
+    Service,
+    deadline_of,
+    explain,
+    read_body,
+    send_reply,
+)
+from service.batcher import Answer
+from service.errors import (
+    ROUTING,
+    ClientGoneError,
+    InvalidRequestError,
+    TextTooLargeError,
+    TooManyTextsError,
+    outcome_of,
+)
+from service.registry import Route
+from service.settings import Settings
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through a handler."""
+
+    service: Service
+    scope: Scope
+    receive: Receive
+    headers: dict[bytes, bytes]
+    parameters: tuple[str, ...]
+    """The path's parameters, decoded, in their order."""
+    connection: Connection
+    started: float
+    """When it came, on the engine's clock."""
+
+    @property
+    def request_id(self) -> str:
+        """The id that its answer carries."""
+        request_id: bytes = self.scope["state"]["request_id"]
+        return request_id.decode()
+
+    async def body(self) -> bytes:
+        """Its whole body, within the server's limit; see `read_body`."""
+        return await read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
+
+    async def admitted_body(self) -> bytes:
+        """The body of a request for work, which is refused before it is read if the queue is full."""
+        self.service.engine.check_admission()
+        return await self.body()
+
+    def deadline(self, *, within_s: float | None = None) -> float:
+        """When its answer must have been computed, by its headers or, if sooner, `within_s` after it came."""
+        deadline = deadline_of(self.headers, self.started, self.service.settings.request_timeout_ms / 1e3)
+        return deadline if within_s is None else min(deadline, self.started + within_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a request for work got, whatever its dialect."""
+
+    route: Route
+    answers: list[Answer]
+    total_s: float
+
+
+async def ask(  # noqa: PLR0913 - what a dialect may say about a request
+    service: Service,
+    route: Route,
+    texts: Sequence[TextItem],
+    *,
+    started: float,
+    deadline: float,
+    connection: Connection = NOWHERE,
+    truncate: bool = True,
+    side: Side | None = None,
+    raw_scores: bool = False,
+) -> Answered:
+    """Have texts classified; the work is dropped if the caller is cancelled or its connection closes.
+
+    Raises:
+        SuccessorError: refused, too late, or failed; see `Engine.submit`.
+    """
+    engine = service.engine
+    job = engine.submit(route.model, texts, truncate=truncate, side=side, raw_scores=raw_scores, deadline=deadline)
+    connection.jobs.add(job)
+    try:
+        answers = await job.future
+    except asyncio.CancelledError:
+        engine.abandon(job)
+        raise
+    finally:
+        connection.jobs.discard(job)
+    total_s = engine.clock() - started
+    route.model.instruments.total.observe(total_s)
+    return Answered(route, answers, total_s)
+
+
+def check_texts(texts: Sequence[TextItem], settings: Settings, field_name: str) -> None:
+    """Refuse texts that are beyond the server's limits.
+
+    Raises:
+        InvalidRequestError: there is none.
+        TooManyTextsError: more than one request may have.
+        TextTooLargeError: one has more characters than the server tokenises.
+    """
+    if not texts:
+        raise InvalidRequestError(f"{field_name} needs at least one text", param=field_name)
+    most, max_chars = settings.max_texts_per_request, settings.max_text_chars
+    if len(texts) > most:
+        raise TooManyTextsError(
+            f"{field_name} has {len(texts)} texts and one request may have {most}", param=field_name
+        )
+    for index, item in enumerate(texts):
+        if max(len(item.text), len(item.text_pair or "")) > max_chars:
+            raise TextTooLargeError(
+                f"a text may have {max_chars} characters: shorten it", param=f"{field_name}[{index}]"
+            )
+
+
+def timing_headers(answered: Answered) -> Headers:
+    """Who answered, how many texts were cut, and the milliseconds that it took.
+
+    Of several texts the longest wait and run, and all tokenisation.
+    """
+    answers, route = answered.answers, answered.route
+    return [
+        (b"x-model-version", route.model.reference.encode()),
+        (b"x-arm", route.arm.encode()),
+        (b"x-truncated-texts", b"%d" % sum(answer.truncated for answer in answers)),
+        (b"x-queue-time", b"%.3f" % (1e3 * max(answer.queue_s for answer in answers))),
+        (b"x-tokenization-time", b"%.3f" % (1e3 * sum(answer.tokenisation_s for answer in answers))),
+        (b"x-inference-time", b"%.3f" % (1e3 * max(answer.inference_s for answer in answers))),
+        (b"x-total-time", b"%.3f" % (1e3 * answered.total_s)),
+    ]
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One route.
+
+    Args:
+        dialect: in whose shape its errors are.
+        method: of HTTP.
+        path: as in OpenAPI; `{name}` stands for one segment.
+        handle: answers, or raises a `SuccessorError`.
+        permission: what a caller must be allowed to; None: anybody may.
+    """
+
+    dialect: Dialect
+    method: str
+    path: str
+    handle: Handler
+    permission: Permission | None
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, parameters: tuple[str, ...]) -> None:
+        """Answer one request; every expected error is answered in the dialect's shape."""
+        service: Service = scope["state"]["service"]
+        connection: Connection = scope["state"].get("connection", NOWHERE)
+        headers = dict(scope["headers"])
+        try:
+            call = Call(service, scope, receive, headers, parameters, connection, service.engine.clock())
+            if self.permission is not None:
+                authorise(service, headers, self.permission)
+            reply = await self.handle(call)
+        except SuccessorError as error:
+            # A client that was too slow is gone because the server has answered, and counted, that.
+            if not connection.timed_out:
+                service.metrics.refusals.labels(outcome_of(error).code).inc()
+            if isinstance(error, ClientGoneError):
+                return
+            reply = explain(error, self.dialect)
+        await send_reply(send, reply)
+
+
+Found = tuple[dict[str, Endpoint], tuple[str, ...]]
+"""The endpoints of a path by their methods, and the path's parameters."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """Where a path may have got to, segment by segment."""
+
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    literal: dict[str, _Node] = field(default_factory=dict)
+    parameter: _Node | None = None
+
+    def make(self, segment: str) -> _Node:
+        if not segment.startswith("{"):
+            return self.literal.setdefault(segment, _Node())
+        if self.parameter is None:
+            self.parameter = _Node()
+        return self.parameter
+
+    def find(self, segments: list[str], index: int) -> Found | None:
+        if index == len(segments):
+            return (self.endpoints, ()) if self.endpoints else None
+        segment = segments[index]
+        node = self.literal.get(segment)
+        found = None if node is None else node.find(segments, index + 1)
+        if found is not None or self.parameter is None or not segment:
+            return found
+        found = self.parameter.find(segments, index + 1)
+        return None if found is None else (found[0], (segment, *found[1]))
+
+
+class EndpointTable:
+    """Finds the endpoints of a path; a literal segment goes before a parameter."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self.endpoints = tuple(endpoints)
+        self._root = _Node()
+        self._literal: dict[str, dict[str, Endpoint]] = {}
+        for endpoint in self.endpoints:
+            node = self._root
+            for segment in endpoint.path.split("/"):
+                node = node.make(segment)
+            node.endpoints[endpoint.method] = endpoint
+            if "{" not in endpoint.path:
+                self._literal[endpoint.path] = node.endpoints
+        self._dialects = {prefix: one.dialect for one in self.endpoints for prefix in one.dialect.prefixes}
+
+    def find(self, path: str) -> Found | None:
+        """The endpoints of a path and its parameters."""
+        literal = self._literal.get(path)
+        return (literal, ()) if literal is not None else self._root.find(path.split("/"), 0)
+
+    def dialect_of(self, path: str) -> Dialect:
+        """The dialect in whose shape a failure under a path is answered, whether or not there is such a route."""
+        found = self.find(path)
+        if found is not None:
+            return next(iter(found[0].values())).dialect
+        return next((dialect for prefix, dialect in self._dialects.items() if path.startswith(prefix)), NATIVE)
+
+
+async def refuse_method(endpoints: dict[str, Endpoint], scope: Scope, send: Send) -> None:
+    """Answer a request with a method that a path doesn't have."""
+    allowed = ", ".join(sorted(endpoints))
+    dialect = next(iter(endpoints.values())).dialect
+    status, body = dialect.show(ROUTING[405], f"{scope['method']} is not allowed here: see /docs", None)
+    headers: Headers = [(b"allow", allowed.encode())]
+    await send_reply(send, Reply(status, body, headers))

@@ -1,0 +1,79 @@
+"""What is around every route, whatever its dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model_store.errors import SuccessorError
+from service.api.common import Dialect, Reply, Service, explain, send_reply
+from service.errors import UNEXPECTED, UnsupportedEncodingError, outcome_of
+
+log = structlog.get_logger(__name__)
+
+_MAX_REQUEST_ID = 128
+
+
+class Envelope:
+    """Pure ASGI around every route: the request's id, `Connection: close` while draining, and errors of every route.
+
+    Args:
+        app: what answers.
+        dialect_of: the dialect of a path, in whose shape the envelope's own refusals are.
+    """
+
+    def __init__(self, app: ASGIApp, dialect_of: Callable[[str], Dialect]) -> None:
+        self._app = app
+        self._dialect_of = dialect_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; anything else, such as the lifespan, goes straight through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        service: Service = scope["state"]["service"]
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        fits = 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable()
+        request_id = given if fits else service.next_request_id().encode()
+        scope["state"]["request_id"] = request_id
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                if service.draining:
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        encoding = headers.get(b"content-encoding", b"")
+        try:
+            if not encoding or encoding.lower() == b"identity":
+                await self._app(scope, receive, send_on)
+            else:
+                await send_reply(send_on, self._refuse(service, _unsupported(encoding), scope["path"]))
+        except Exception:
+            log.exception("unexpected error", path=scope["path"], request_id=request_id.decode())
+            if status:
+                raise
+            message = "the server failed in a way that it did not expect: its log has the details"
+            await send_reply(send_on, Reply(*self._dialect_of(scope["path"]).show(UNEXPECTED, message, None)))
+        if service.settings.log_requests or status >= 500:
+            log.info(
+                "request", method=scope["method"], path=scope["path"], status=status, request_id=request_id.decode()
+            )
+
+    def _refuse(self, service: Service, error: SuccessorError, path: str) -> Reply:
+        service.metrics.refusals.labels(outcome_of(error).code).inc()
+        return explain(error, self._dialect_of(path))
+
+
+def _unsupported(encoding: bytes) -> UnsupportedEncodingError:
+    return UnsupportedEncodingError(
+        f"the body has Content-Encoding {encoding[:40].decode('latin-1')!r}: send it as it is, without that header",
+        param="content-encoding",
+    )
