@@ -24,6 +24,7 @@ from service.api.dialects import TABLE
 from service.api.endpoint import refuse_method
 from service.api.envelope import Envelope
 from service.control import Control
+from service.demand import Demand
 from service.engine import Engine
 from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
 from service.loading import Loader
@@ -86,8 +87,14 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         metrics=metrics,
         costs_dir=settings.state_dir / "costs" if settings.state_dir is not None else None,
     )
+    shared_dir = settings.state_dir or control_dir
     registry = Registry(
-        store, wanted=settings.models, default_model=settings.default_model, load=loader, metrics=metrics
+        store,
+        wanted=settings.models,
+        default_model=settings.default_model,
+        load=loader,
+        metrics=metrics,
+        demand=Demand(shared_dir / "demand" if shared_dir is not None else None),
     )
     control = None if control_dir is None else Control(control_dir, registry.sync)
     await registry.sync()

@@ -28,6 +28,14 @@ class InvalidRequestError(ServiceError):
     """The request's body, header or parameter is not as documented."""
 
 
+class NoTextsError(InvalidRequestError):
+    """The request has no text to classify."""
+
+
+class NotSupportedError(ServiceError):
+    """The request asks for something of its protocol that this server does not do."""
+
+
 class BodyTooLargeError(ServiceError):
     """The request's body has more bytes than the server reads."""
 
@@ -93,6 +101,10 @@ class NotAcknowledgedError(ServiceError):
     """An administrative action was not done by every server process in time."""
 
 
+class DemandNotKeptError(ServiceError):
+    """What an operator asked for could not be written down."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a client is told about one class of errors: the HTTP status, a broad type and a precise code."""
@@ -112,6 +124,8 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     store.SuccessorError: Outcome(500, _FAULT, "internal_error"),
     ServiceError: Outcome(500, _FAULT, "internal_error"),
     InvalidRequestError: Outcome(400, _INVALID, "invalid_request"),
+    NoTextsError: Outcome(400, _INVALID, "no_texts"),
+    NotSupportedError: Outcome(501, _INVALID, "not_supported"),
     BodyTooLargeError: Outcome(413, _INVALID, "body_too_large"),
     UnsupportedEncodingError: Outcome(415, _INVALID, "unsupported_encoding"),
     RequestTimeoutError: Outcome(408, "timeout_error", "request_timeout"),
@@ -125,6 +139,7 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     ShuttingDownError: Outcome(503, _BUSY, "shutting_down"),
     AdministrationError: Outcome(403, "permission_error", "not_permitted"),
     NotAcknowledgedError: Outcome(504, "timeout_error", "not_acknowledged"),
+    DemandNotKeptError: Outcome(409, _CONFLICT, "state_not_writable"),
     ListenError: Outcome(500, _FAULT, "cannot_listen"),
     store.StoreError: Outcome(500, _FAULT, "store_error"),
     store.InvalidReferenceError: Outcome(400, _INVALID, "invalid_model"),

@@ -30,6 +30,8 @@ class ModelInstruments:
     batch_tokens: Histogram
     padding: Histogram
     texts: Counter
+    failures: Counter
+    last: Gauge
 
 
 class Metrics:
@@ -53,6 +55,19 @@ class Metrics:
         self.batch_tokens = histogram("successor_batch_tokens", "Tokens in a batch, padding included", _TOKENS)
         self.padding = histogram("successor_padding_share", "Share of a batch's tokens that is padding", _SHARES)
         self.texts = Counter("successor_texts", "Texts answered", _MODEL, registry=registry)
+        self.failures = Counter(
+            "successor_failed_requests",
+            "Requests that found their version and got no answer",
+            _MODEL,
+            registry=registry,
+        )
+        self.last = Gauge(
+            "successor_last_request_timestamp_seconds",
+            "When a version last answered, in seconds since 1970",
+            _MODEL,
+            registry=registry,
+            multiprocess_mode="max",
+        )
         self.refusals = Counter("successor_refusals", "Requests refused or failed", ("reason",), registry=registry)
         self.worker_restarts = Counter("successor_worker_restarts", "Workers replaced", ("reason",), registry=registry)
         self.queue_depth = Gauge(
@@ -78,15 +93,29 @@ class Metrics:
             batch_tokens=self.batch_tokens.labels(*values),
             padding=self.padding.labels(*values),
             texts=self.texts.labels(*values),
+            failures=self.failures.labels(*values),
+            last=self.last.labels(*values),
         )
 
     def expose(self) -> bytes:
         """The Prometheus text of this process, or of all processes in multiprocess mode."""
+        return generate_latest(self._collected())
+
+    def values(self) -> dict[tuple[str, str, str], float]:
+        """(Series, model, version) → value, of all processes in multiprocess mode; buckets are left out."""
+        return {
+            (sample.name, sample.labels["model"], sample.labels["version"]): sample.value
+            for family in self._collected().collect()
+            for sample in family.samples
+            if "version" in sample.labels and "le" not in sample.labels
+        }
+
+    def _collected(self) -> CollectorRegistry:
         if MULTIPROCESS_VARIABLE not in os.environ:
-            return generate_latest(self._registry)
+            return self._registry
         every_process = CollectorRegistry()
         MultiProcessCollector(every_process)  # type: ignore[no-untyped-call]
-        return generate_latest(every_process)
+        return every_process
 
     def sample(self, queue_depth: int) -> None:
         """Set the gauges that are read rather than counted."""

@@ -17,6 +17,7 @@ import structlog
 from model_store.errors import IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
+from service.demand import Demand
 from service.errors import InvalidRequestError, ModelNotLoadedError
 from service.metrics import Metrics
 from service.served_model import ServedModel
@@ -44,6 +45,8 @@ class Table:
     aliases: dict[ModelId, tuple[str, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     """Reference → why it can't be served, or only by the version that it meant before."""
+    unloaded: frozenset[str] = frozenset()
+    """Names that an operator has let go of by hand."""
     warnings: tuple[str, ...] = ()
     """What an operator should know of the whole."""
 
@@ -57,9 +60,10 @@ class Registry:
         default_model: what a request means that names no model.
         load: opens and warms one version, on a thread of its own.
         metrics: the process's instruments.
+        demand: names that were asked for or let go of by hand.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what `create_app` wires, each by its name
         self,
         store: ModelStore,
         *,
@@ -67,12 +71,14 @@ class Registry:
         default_model: str | None,
         load: Callable[[ModelId], ServedModel],
         metrics: Metrics,
+        demand: Demand | None = None,
     ) -> None:
         self._store = store
         self._wanted = wanted
         self._default_model = default_model
         self._load = load
         self._metrics = metrics
+        self.demand = demand or Demand(None)
         self._changing = asyncio.Lock()
         self.table = Table()
         self.retired: list[ServedModel] = []
@@ -94,6 +100,8 @@ class Registry:
             raise InvalidRequestError(f"name a model: this server has {there}", param="model")
         if name in self.table.failures:
             raise ModelNotLoadedError(f"model {name!r} could not be loaded: {self.table.failures[name]}", param="model")
+        if name.partition("@")[0] in self.table.unloaded:
+            raise ModelNotLoadedError(f"model {name[:200]!r} was unloaded: load it to have it answer", param="model")
         raise ModelNotLoadedError(f"no model {name[:200]!r} here: this server has {there}", param="model")
 
     async def sync(self) -> Table:
@@ -103,7 +111,10 @@ class Registry:
         """
         async with self._changing:
             self.release_drained()
-            chosen, failures = await asyncio.to_thread(self._chosen)
+            demand = await asyncio.to_thread(self.demand.all)
+            unloaded = frozenset(name for name, wanted in demand.items() if not wanted)
+            asked_for = [name for name, wanted in demand.items() if wanted]
+            chosen, failures = await asyncio.to_thread(self._chosen, asked_for, unloaded)
             models: dict[ModelId, ServedModel] = {}
             for model in sorted(set(chosen.values()), key=str):
                 loaded = self.table.models.get(model)
@@ -114,10 +125,16 @@ class Registry:
                     continue
                 if loaded is None:
                     log.info("version loaded", model=str(model), file=models[model].classifier.artifact.file)
-            self._swap(chosen, models, failures)
+            self._swap(chosen, models, failures, unloaded)
             return self.table
 
-    def _swap(self, chosen: dict[str, ModelId], models: dict[ModelId, ServedModel], failures: dict[str, str]) -> None:
+    def _swap(
+        self,
+        chosen: dict[str, ModelId],
+        models: dict[ModelId, ServedModel],
+        failures: dict[str, str],
+        unloaded: frozenset[str],
+    ) -> None:
         routes: dict[str, Route] = {}
         aliases: dict[ModelId, tuple[str, ...]] = {}
         for reference, model in sorted(chosen.items()):
@@ -138,7 +155,7 @@ class Registry:
         kept = set(map(id, models.values()))
         self.retired += [model for model in self.table.models.values() if id(model) not in kept]
         before = self.table
-        self.table = Table(routes, models, aliases, failures, self._warnings(routes, failures))
+        self.table = Table(routes, models, aliases, failures, unloaded, self._warnings(routes, failures))
         self._metrics.loaded_versions.set(len(models))
         self._report(before)
 
@@ -201,11 +218,13 @@ class Registry:
             snapshot[name] = (self._store.versions(name), aliases)
         return snapshot
 
-    def _chosen(self) -> tuple[dict[str, ModelId], dict[str, str]]:
+    def _chosen(self, asked_for: list[str], unloaded: frozenset[str]) -> tuple[dict[str, ModelId], dict[str, str]]:
         """Every reference that is to be served with its version, and those that mean nothing."""
         chosen: dict[str, ModelId] = {}
         failures: dict[str, str] = {}
-        for reference in self._wanted or self._everything():
+        for reference in [*(self._wanted or self._everything()), *asked_for]:
+            if reference.partition("@")[0] in unloaded:
+                continue
             try:
                 chosen[reference] = self._store.resolve(reference)
             except IntegrityError as error:

@@ -50,6 +50,17 @@ class Service:
     _prefix: str = field(default_factory=lambda: secrets.token_hex(6))
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no request can be answered now, if so."""
+        if self.draining:
+            return "the server is going down"
+        if not self.engine.able:
+            return "no worker can answer: restart the server"
+        if not self.registry.table.models:
+            return "; ".join(self.registry.table.warnings)
+        return None
+
     async def sync(self) -> None:
         """Serve what the store says now, in every server process.
 

@@ -7,6 +7,7 @@ A route through FastAPI costs as much as all of our own Python for a short reque
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,7 +34,7 @@ from service.batcher import Answer
 from service.errors import (
     ROUTING,
     ClientGoneError,
-    InvalidRequestError,
+    NoTextsError,
     TextTooLargeError,
     TooManyTextsError,
     outcome_of,
@@ -103,18 +104,23 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     Raises:
         SuccessorError: refused, too late, or failed; see `Engine.submit`.
     """
-    engine = service.engine
-    job = engine.submit(route.model, texts, truncate=truncate, side=side, raw_scores=raw_scores, deadline=deadline)
-    connection.jobs.add(job)
+    engine, instruments = service.engine, route.model.instruments
     try:
-        answers = await job.future
-    except asyncio.CancelledError:
-        engine.abandon(job)
+        job = engine.submit(route.model, texts, truncate=truncate, side=side, raw_scores=raw_scores, deadline=deadline)
+        connection.jobs.add(job)
+        try:
+            answers = await job.future
+        except asyncio.CancelledError:
+            engine.abandon(job)
+            raise
+        finally:
+            connection.jobs.discard(job)
+    except SuccessorError:
+        instruments.failures.inc()
         raise
-    finally:
-        connection.jobs.discard(job)
     total_s = engine.clock() - started
-    route.model.instruments.total.observe(total_s)
+    instruments.total.observe(total_s)
+    instruments.last.set(time.time())
     return Answered(route, answers, total_s)
 
 
@@ -122,12 +128,12 @@ def check_texts(texts: Sequence[TextItem], settings: Settings, field_name: str) 
     """Refuse texts that are beyond the server's limits.
 
     Raises:
-        InvalidRequestError: there is none.
+        NoTextsError: there is none.
         TooManyTextsError: more than one request may have.
         TextTooLargeError: one has more characters than the server tokenises.
     """
     if not texts:
-        raise InvalidRequestError(f"{field_name} needs at least one text", param=field_name)
+        raise NoTextsError(f"{field_name} needs at least one text", param=field_name)
     most, max_chars = settings.max_texts_per_request, settings.max_text_chars
     if len(texts) > most:
         raise TooManyTextsError(
@@ -140,16 +146,20 @@ def check_texts(texts: Sequence[TextItem], settings: Settings, field_name: str) 
             )
 
 
-def timing_headers(answered: Answered) -> Headers:
-    """Who answered, how many texts were cut, and the milliseconds that it took.
-
-    Of several texts the longest wait and run, and all tokenisation.
-    """
-    answers, route = answered.answers, answered.route
+def origin_headers(answered: Answered) -> Headers:
+    """Who answered, and how many texts were cut."""
     return [
-        (b"x-model-version", route.model.reference.encode()),
-        (b"x-arm", route.arm.encode()),
-        (b"x-truncated-texts", b"%d" % sum(answer.truncated for answer in answers)),
+        (b"x-model-version", answered.route.model.reference.encode()),
+        (b"x-arm", answered.route.arm.encode()),
+        (b"x-truncated-texts", b"%d" % sum(answer.truncated for answer in answered.answers)),
+    ]
+
+
+def timing_headers(answered: Answered) -> Headers:
+    """Who answered, and the milliseconds it took; of several texts the longest wait and run, and all tokenisation."""
+    answers = answered.answers
+    return [
+        *origin_headers(answered),
         (b"x-queue-time", b"%.3f" % (1e3 * max(answer.queue_s for answer in answers))),
         (b"x-tokenization-time", b"%.3f" % (1e3 * sum(answer.tokenisation_s for answer in answers))),
         (b"x-inference-time", b"%.3f" % (1e3 * max(answer.inference_s for answer in answers))),

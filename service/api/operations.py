@@ -104,17 +104,12 @@ async def live() -> Health:
 async def ready(service: Running, response: Response) -> Health:
     """Requests will be answered; send none while this fails."""
     table = service.registry.table
-    if service.draining:
-        detail = "the server is going down"
-    elif not service.engine.able:
-        detail = "no worker can answer: restart the server"
-    elif not table.models:
-        detail = "; ".join(table.warnings)
-    else:
+    obstacle = service.obstacle
+    if obstacle is None:
         detail = "; ".join(table.warnings)
         return Health(status="ok", detail=detail, models=sorted(map(str, table.models)), failures=table.failures)
     response.status_code = 503
-    return Health(status="unavailable", detail=detail, failures=table.failures)
+    return Health(status="unavailable", detail=obstacle, failures=table.failures)
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)

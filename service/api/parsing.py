@@ -1,0 +1,45 @@
+"""JSON bodies to typed requests in one step, and what is wrong with a body in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service.errors import InvalidRequestError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_body(model: type[Model], body: bytes, hints: Mapping[str, str]) -> Model:
+    """Validate a body.
+
+    Args:
+        model: what it must be.
+        body: JSON.
+        hints: field → the sentence for whatever is wrong in it, where pydantic's would not help.
+
+    Raises:
+        InvalidRequestError: not JSON, or not what `model` says; one sentence names the field.
+    """
+    try:
+        return model.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    kind, location, message = first["type"], first["loc"], first["msg"]
+    if kind == "json_invalid":
+        raise InvalidRequestError("the body is not valid JSON: " + message.removeprefix("Invalid JSON: "))
+    required = next(name for name, field in model.model_fields.items() if field.is_required())
+    if not location:
+        raise InvalidRequestError(f"the body must be a JSON object with the key {required!r}")
+    name = ".".join(str(part) for part in location)[:200]
+    if kind == "extra_forbidden":
+        known = ", ".join(model.model_fields)
+        raise InvalidRequestError(f"unknown key {name[:80]!r}: use {known}", param=name)
+    if kind == "missing":
+        raise InvalidRequestError(f"the key {name!r} is missing", param=name)
+    field = str(location[0])
+    if field in hints:
+        raise InvalidRequestError(hints[field], param=field)
+    raise InvalidRequestError(f"{name}: {message[:1].lower()}{message[1:]}", param=name)

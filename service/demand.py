@@ -1,0 +1,50 @@
+"""What operators have asked for by hand: names to load or to let go of, whatever the settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service.errors import DemandNotKeptError
+
+_LOAD, _UNLOAD = "load", "unload"
+
+
+class Demand:
+    """Name → load it, or let go of it.
+
+    Args:
+        folder: where it is kept, one file for each name, so that all server processes see it and it outlives
+            them; None: in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._memory: dict[str, bool] = {}
+        """Used without a folder; `set` changes it."""
+
+    def set(self, name: str, *, wanted: bool) -> None:
+        """Ask for a name, which `check_name` has accepted.
+
+        Raises:
+            DemandNotKeptError: the folder can't be written.
+        """
+        if self._folder is None:
+            self._memory = {**self._memory, name: wanted}
+            return
+        aside = self._folder / f".{name}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            aside.write_text(_LOAD if wanted else _UNLOAD)
+            aside.rename(self._folder / name)
+        except OSError as error:
+            raise DemandNotKeptError(
+                f"{self._folder} can't be written ({error.strerror}): make it writable, or set another"
+                " SUCCESSOR_STATE_DIR"
+            ) from error
+
+    def all(self) -> dict[str, bool]:
+        """Every name that was asked for, and whether it is to be loaded."""
+        if self._folder is None:
+            return self._memory
+        files = [file for file in self._folder.glob("[!.]*") if file.is_file()]
+        return {file.name: file.read_text() == _LOAD for file in files}
