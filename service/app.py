@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
-from model_store.errors import SuccessorError
+from model_store.errors import RuntimeInstallationError, SuccessorError
 from model_store.store import ModelStore
 from service.api import classify_schema, operations
 from service.api.common import Reply, Service, explain
@@ -68,6 +69,8 @@ def check_installation(settings: Settings) -> str:
         ProviderNotAvailableError: the provider that was asked for isn't there.
     """
     check_runtime_installation()
+    if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
+        raise RuntimeInstallationError("gRPC needs grpcio: pip install 'successor[grpc]', or unset SUCCESSOR_GRPC_PORT")
     return choose_provider(settings.provider)
 
 
@@ -110,8 +113,10 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         tasks.append(asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)))
     if control is not None:
         tasks.append(asyncio.create_task(control.follow()))
+    service = Service(settings, provider, store, engine, registry, metrics, control)
     try:
-        yield {"service": Service(settings, provider, store, engine, registry, metrics, control)}
+        async with _grpc(service):
+            yield {"service": service}
     finally:
         for task in tasks:
             task.cancel()
@@ -119,6 +124,15 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         await engine.close()
         for served in registry.table.models.values():
             loader.keep(served.classifier, served.cost)
+
+
+def _grpc(service: Service) -> contextlib.AbstractAsyncContextManager[object]:
+    """The gRPC server, where there is a port for it; grpcio is imported only then."""
+    if service.settings.grpc_port is None:
+        return contextlib.nullcontext()
+    from service.api.open_inference_grpc import serving
+
+    return serving(service)
 
 
 class Application(FastAPI):

@@ -41,6 +41,8 @@ def serve(settings: Settings) -> int:
     """
     configure_logs(settings)
     check_installation(settings)
+    if settings.grpc_port:
+        listen(settings.host, settings.grpc_port).close()  # each process binds it itself: say now that it is taken
     with listen(settings.host, settings.port) as listener:
         if settings.processes == 1:
             return run_process(settings, listener)

@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="the address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="the port of the Open Inference Protocol over gRPC (extra `grpc`); 0 takes a free one; None: none",
+    )
     processes: int = Field(1, ge=1, le=64, description="server processes that share the port")
     provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto: CUDA if it is there")
     threads: int | None = Field(

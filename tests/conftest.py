@@ -22,6 +22,8 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# Many more, and others each time: `pytest --hypothesis-profile fuzz …`.
+settings.register_profile("fuzz", settings.get_profile("deterministic"), derandomize=False, max_examples=3_000)
 settings.load_profile("deterministic")
 
 

@@ -26,20 +26,27 @@ def parse_body(model: type[Model], body: bytes, hints: Mapping[str, str]) -> Mod
     try:
         return model.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise refusal_of(error, model, hints) from None
+
+
+def refusal_of(error: ValidationError, model: type[BaseModel], hints: Mapping[str, str]) -> InvalidRequestError:
+    """The first thing that pydantic found wrong, in one sentence; see `parse_body`."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     kind, location, message = first["type"], first["loc"], first["msg"]
     if kind == "json_invalid":
-        raise InvalidRequestError("the body is not valid JSON: " + message.removeprefix("Invalid JSON: "))
-    required = next(name for name, field in model.model_fields.items() if field.is_required())
+        return InvalidRequestError("the body is not valid JSON: " + message.removeprefix("Invalid JSON: "))
     if not location:
-        raise InvalidRequestError(f"the body must be a JSON object with the key {required!r}")
+        required = next((name for name, field in model.model_fields.items() if field.is_required()), None)
+        return InvalidRequestError(
+            "the body must be a JSON object" + (f" with the key {required!r}" if required is not None else "")
+        )
     name = ".".join(str(part) for part in location)[:200]
     if kind == "extra_forbidden":
         known = ", ".join(model.model_fields)
-        raise InvalidRequestError(f"unknown key {name[:80]!r}: use {known}", param=name)
+        return InvalidRequestError(f"unknown key {name[:80]!r}: use {known}", param=name)
     if kind == "missing":
-        raise InvalidRequestError(f"the key {name!r} is missing", param=name)
+        return InvalidRequestError(f"the key {name!r} is missing", param=name)
     field = str(location[0])
     if field in hints:
-        raise InvalidRequestError(hints[field], param=field)
-    raise InvalidRequestError(f"{name}: {message[:1].lower()}{message[1:]}", param=name)
+        return InvalidRequestError(hints[field], param=field)
+    return InvalidRequestError(f"{name}: {message[:1].lower()}{message[1:]}", param=name)

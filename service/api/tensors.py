@@ -100,19 +100,17 @@ def unpack_strings(raw: memoryview, count: int, name: str) -> list[str]:
     """
     strings: list[str] = []
     position, end = 0, len(raw)
-    while position < end:
+    while position < end and len(strings) < count:
         begin = position + _LENGTH.size
         position = begin + (_LENGTH.unpack_from(raw, position)[0] if begin <= end else 0)
-        if begin > end or position > end:
+        if position > end:
             raise InvalidRequestError(
                 f"the bytes of {name} end within element {len(strings)}: each needs its length in 4 bytes before it",
                 param=name,
             )
-        if len(strings) == count:
-            break
         strings.append(_text(raw[begin:position], name))
     if len(strings) != count or position != end:
-        found = f"more than {count}" if len(strings) == count else str(len(strings))
+        found = f"{len(strings)}" if position == end else f"more than {count}"
         raise InvalidRequestError(f"the bytes of {name} hold {found} elements and its shape says {count}", param=name)
     return strings
 

@@ -1,0 +1,280 @@
+"""Open Inference Protocol v2 over gRPC, on a port of its own; its errors are status codes of the same outcomes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.json_format import ParseDict
+from pydantic import ValidationError
+
+from model_store.errors import SuccessorError
+from service.api import open_inference_models as models
+from service.api.access import Permission, authorise
+from service.api.common import Headers, Service, deadline_of
+from service.api.endpoint import origin_headers
+from service.api.grpc_messages import SERVICE, load_messages
+from service.api.open_inference import Inference, infer
+from service.api.open_inference_schema import InferParameters
+from service.api.parsing import refusal_of
+from service.api.tensors import Tensor, Wanted, refuse_unsupported
+from service.errors import UNEXPECTED, InvalidRequestError, ListenError, Outcome, OverloadedError, outcome_of
+
+log = structlog.get_logger(__name__)
+
+# A status of the native dialect → gRPC's code.
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    405: grpc.StatusCode.UNIMPLEMENTED,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+Context = Any  # grpc.aio.ServicerContext; the package has no types
+
+
+def code_of(outcome: Outcome) -> grpc.StatusCode:
+    """GRPC's code for an outcome."""
+    return CODES[outcome.status]
+
+
+@asynccontextmanager
+async def serving(service: Service) -> AsyncIterator[int]:
+    """A gRPC server until the block ends; gives the port. What is in flight at the end has `drain_ms` to finish.
+
+    Raises:
+        ListenError: the port is taken.
+    """
+    settings = service.settings
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.so_reuseport", int(settings.processes > 1)),
+        )
+    )
+    server.add_generic_rpc_handlers([_Servicer(service).handlers()])
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        port: int = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+    except RuntimeError as error:
+        raise ListenError(
+            f"can't listen on {host}:{settings.grpc_port} for gRPC: choose another SUCCESSOR_GRPC_PORT"
+        ) from error
+    await server.start()
+    log.info("gRPC", address=f"{host}:{port}")
+    try:
+        yield port
+    finally:
+        await server.stop(settings.drain_ms / 1e3)
+
+
+class _Servicer:
+    """The protocol's methods; each takes and gives a message."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._messages = load_messages()
+
+    def handlers(self) -> Any:  # noqa: ANN401 - gRPC's generic handler
+        """What the server dispatches by."""
+        unary: dict[str, tuple[Callable[[Any, Context], Awaitable[Any]], Permission | None]] = {
+            "ServerLive": (self._server_live, None),
+            "ServerReady": (self._server_ready, None),
+            "ServerMetadata": (self._server_metadata, None),
+            "ModelReady": (self._model_ready, "infer"),
+            "ModelMetadata": (self._model_metadata, "infer"),
+            "ModelConfig": (self._model_config, "infer"),
+            "ModelStatistics": (self._model_statistics, "infer"),
+            "ModelInfer": (self._model_infer, "infer"),
+            "RepositoryIndex": (self._index, "infer"),
+            "RepositoryModelLoad": (self._load, "admin"),
+            "RepositoryModelUnload": (self._unload, "admin"),
+        }
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(
+                functools.partial(self._answer, method, permission),
+                request_deserializer=self._messages[f"{name}Request"].FromString,
+                response_serializer=self._messages[f"{name}Response"].SerializeToString,
+            )
+            for name, (method, permission) in unary.items()
+        }
+        methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._model_stream_infer,
+            request_deserializer=self._messages["ModelInferRequest"].FromString,
+            response_serializer=self._messages["ModelStreamInferResponse"].SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def _answer(
+        self,
+        method: Callable[[Any, Context], Awaitable[Any]],
+        permission: Permission | None,
+        request: Any,  # noqa: ANN401 - a message
+        context: Context,
+    ) -> Any:  # noqa: ANN401 - a message
+        """Answer one request; every error gets its code, and what was not expected tells nothing."""
+        try:
+            if permission is not None:
+                authorise(self._service, _headers(context), permission)
+            return await method(request, context)
+        except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
+            outcome, message, metadata = self._refusal(error)
+        await context.abort(code_of(outcome), message, metadata)
+        return None
+
+    def _refusal(self, error: Exception) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
+        """What a client is told of an error; it is counted, or logged if it was not expected."""
+        if not isinstance(error, SuccessorError):
+            log.error("unexpected error", exc_info=error)
+            return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
+        self._service.metrics.refusals.labels(outcome_of(error).code).inc()
+        metadata: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, OverloadedError):
+            milliseconds = f"{max(1, round(error.retry_after_s * 1e3))}"
+            # The second is what gRPC clients that retry by themselves go by.
+            metadata = (("retry-after-ms", milliseconds), ("grpc-retry-pushback-ms", milliseconds))
+        return outcome_of(error), str(error).encode("utf-8", "replace").decode(), metadata
+
+    async def _model_infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
+        response, headers = await self._infer(request, context)
+        context.set_trailing_metadata(tuple((name.decode(), value.decode()) for name, value in headers))
+        return response
+
+    async def _model_stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        """Answer a stream's requests in their order, each with its answer or its error."""
+        make = self._messages["ModelStreamInferResponse"]
+        async for request in requests:
+            try:
+                authorise(self._service, _headers(context), "infer")
+                response, _ = await self._infer(request, context)
+                yield make(infer_response=response)
+            except Exception as error:  # noqa: BLE001 - as above
+                refused = make(error_message=self._refusal(error)[1])
+                refused.infer_response.id = request.id
+                yield refused
+
+    async def _infer(self, request: Any, context: Context) -> tuple[Any, Headers]:  # noqa: ANN401
+        service = self._service
+        service.engine.check_admission()
+        started = service.engine.clock()
+        inference = inference_of(request)
+        deadline = deadline_of(_headers(context), started, service.settings.request_timeout_ms / 1e3)
+        for within_s in (inference.timeout_s, context.time_remaining()):
+            if within_s is not None:
+                deadline = min(deadline, started + within_s)
+        answered, _, outputs = await infer(service, inference, started=started, deadline=deadline)
+        model = answered.route.model.manifest.id
+        response = self._messages["ModelInferResponse"](
+            model_name=model.name, model_version=str(model.version), id=request.id
+        )
+        for output in outputs:
+            response.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+            response.raw_output_contents.append(output.packed())
+        return response, origin_headers(answered)
+
+    async def _server_live(self, _: Any, __: Context) -> Any:  # noqa: ANN401
+        return self._messages["ServerLiveResponse"](live=True)
+
+    async def _server_ready(self, _: Any, __: Context) -> Any:  # noqa: ANN401
+        return self._messages["ServerReadyResponse"](ready=self._service.obstacle is None)
+
+    async def _server_metadata(self, _: Any, __: Context) -> Any:  # noqa: ANN401
+        return self._made("ServerMetadataResponse", models.server_metadata())
+
+    async def _model_ready(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        self._service.registry.route(models.reference_of(request.name, request.version))
+        return self._messages["ModelReadyResponse"](ready=True)
+
+    async def _model_metadata(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        reference = models.reference_of(request.name, request.version)
+        return self._made("ModelMetadataResponse", models.metadata(self._service, reference))
+
+    async def _model_config(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        reference = models.reference_of(request.name, request.version)
+        return self._made("ModelConfigResponse", {"config": models.config(self._service, reference)})
+
+    async def _model_statistics(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        reference = models.reference_of(request.name, request.version) if request.name else None
+        return self._made("ModelStatisticsResponse", await models.statistics(self._service, reference))
+
+    async def _index(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        listed = await models.index(self._service, only_ready=request.ready)
+        return self._made("RepositoryIndexResponse", {"models": listed})
+
+    async def _load(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        await models.demand(self._service, request.model_name, wanted=True)
+        return self._messages["RepositoryModelLoadResponse"]()
+
+    async def _unload(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+        await models.demand(self._service, request.model_name, wanted=False)
+        return self._messages["RepositoryModelUnloadResponse"]()
+
+    def _made(self, name: str, document: Mapping[str, object]) -> Any:  # noqa: ANN401 - a message
+        return ParseDict(document, self._messages[name]())
+
+
+def inference_of(request: Any) -> Inference:  # noqa: ANN401 - a ModelInferRequest
+    """The work that a request asks for.
+
+    Raises:
+        InvalidRequestError: not what the protocol says.
+        NotSupportedError: something of the protocol that is not done here.
+    """
+    raw: Sequence[bytes] = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequestError(
+            f"raw_input_contents has {len(raw)} elements and there are {len(request.inputs)} inputs: all or none of"
+            " them come raw",
+            param="raw_input_contents",
+        )
+    tensors: list[Tensor] = []
+    for index, one in enumerate(request.inputs):
+        refuse_unsupported(_plain(one.parameters))
+        if raw and one.HasField("contents"):
+            raise InvalidRequestError("an input comes raw or in its contents, not both", param=f"inputs.{one.name}")
+        data = None if raw else list(one.contents.bytes_contents)
+        tensors.append(Tensor(one.name, one.datatype, one.shape, data, memoryview(raw[index]) if raw else None))
+    try:
+        parameters = InferParameters.model_validate(_plain(request.parameters))
+        wanted = [_wanted(one) for one in request.outputs]
+    except ValidationError as error:
+        raise refusal_of(error, InferParameters, {}) from error
+    return Inference(models.reference_of(request.model_name, request.model_version), tensors, wanted, parameters)
+
+
+def _wanted(output: Any) -> Wanted:  # noqa: ANN401 - an InferRequestedOutputTensor
+    parameters = _plain(output.parameters)
+    refuse_unsupported(parameters)
+    classification = parameters.get("classification", 0)
+    if not isinstance(classification, int):
+        raise InvalidRequestError("classification must be a number", param=f"outputs.{output.name}.classification")
+    return Wanted(output.name, classification)
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """Parameters by their names, without those that have no value."""
+    chosen = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
+    return {name: getattr(parameters[name], choice) for name, choice in chosen.items() if choice is not None}
+
+
+def _headers(context: Context) -> dict[bytes, bytes]:
+    """A call's metadata, as HTTP's headers."""
+    return {
+        name.encode(): value if isinstance(value, bytes) else value.encode()
+        for name, value in context.invocation_metadata() or ()
+    }

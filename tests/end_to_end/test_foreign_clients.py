@@ -1,0 +1,171 @@
+"""Clients that others wrote work against the real server unchanged, and get the model's own answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_store.classifier import OnnxClassifier, to_scores
+from model_store.encoding import TextItem
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.comparison.servers import free_port, serving
+from tests.end_to_end.environment import CLIENTS, clients_python
+
+pytestmark = pytest.mark.slow
+
+TEXTS = ["a great film", "dull", "it is not bad .", "ünïcode ☕ 漢字", "good " * 60]
+PAIRS = (["a man sleeps", "dull"], ["a man is awake", "a story"])
+LABELS = ("negative", "positive")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server, and what `OnnxClassifier` says of the texts and pairs."""
+
+    url: str
+    grpc: str
+    texts: Any
+    pairs: Any
+
+    def ask(self, client: str) -> Any:  # noqa: ANN401 - what the client's program prints
+        """What a client's program was answered."""
+        task = json.dumps({"url": self.url, "grpc": self.grpc, "texts": TEXTS, "pairs": PAIRS})
+        program = [str(clients_python()), str(CLIENTS / client), task]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def expected(store: ModelStore, name: str, version: int, texts: list[TextItem]) -> Any:  # noqa: ANN401 - an array
+    opened = store.open(ModelId(name=name, version=version))
+    classifier = OnnxClassifier(opened)
+    return to_scores(
+        np.concatenate([classifier.run([classifier.encode(text)]) for text in texts]), opened.manifest.scores
+    )
+
+
+@pytest.fixture(scope="module")
+def running(tiny_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    log, port = tmp_path_factory.mktemp("server") / "log", free_port()
+    settings = {"grpc_port": str(port), "admin_token": "secret", "threads": "2", "default_model": "tiny"}
+    with serving([], tiny_store.root, log, **settings) as server:
+        yield Running(
+            server.url,
+            f"127.0.0.1:{port}",
+            expected(tiny_store, "tiny", 2, [TextItem(text) for text in TEXTS]),
+            expected(tiny_store, "pairs", 1, [TextItem(*pair) for pair in zip(*PAIRS, strict=True)]),
+        )
+
+
+def check(found: dict[str, Any], scores: Any, name: str = "tiny", version: str = "2") -> None:  # noqa: ANN401 - array
+    """One answer is the model's own."""
+    np.testing.assert_allclose(found["scores"], scores, atol=1e-6, rtol=0)
+    if name == "tiny":
+        assert found["labels"] == [LABELS[row.argmax()] for row in scores]
+    assert found["truncated"] == [False] * (len(scores) - 1) + [name == "tiny"]
+    assert found["response"]["model_name"] == name
+    assert found["response"]["model_version"] == version
+
+
+def check_classification(rows: list[list[str]], scores: Any) -> None:  # noqa: ANN401 - an array
+    for row, wanted in zip(rows, scores, strict=True):
+        best, other = (entry.split(":") for entry in row)
+        assert [float(best[0]), float(other[0])] == pytest.approx(sorted(wanted.tolist(), reverse=True), abs=1e-6)
+        assert best[2] == LABELS[wanted.argmax()] == LABELS[int(best[1])]
+
+
+def test_tritonclient_over_http(running: Running) -> None:
+    found = running.ask("triton_http.py")
+    for name in ("binary in and out", "binary in, other out", "json in and out", "json in, other out"):
+        check(found[name], running.texts)
+    assert found["binary in and out"]["response"]["id"] == "7"
+    for name in ("as it comes", "asynchronous", "asyncio"):
+        check(found[name], running.texts)
+    check(found["pairs"], running.pairs, "pairs", "1")
+    check_classification(found["classification"], running.texts)
+    about = found["about"]
+    assert (about["live"], about["ready"], about["model ready"], about["unknown ready"]) == (True, True, True, False)
+    assert about["server"]["name"] == "successor"
+    assert about["model"]["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert about["config"]["output"][0] == {"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, 2]}
+    (statistics,) = about["statistics"]["model_stats"]
+    assert statistics["inference_count"] >= 16 * len(TEXTS)
+    assert {(one["name"], one["state"]) for one in about["index"]} >= {("tiny", "READY"), ("tiny", "UNAVAILABLE")}
+    assert (found["unloaded"], found["loaded"]) == (False, True)
+    errors = found["errors"]
+    assert {name: status for name, (status, _) in errors.items()} == {
+        "unknown": "404",
+        "empty": "400",
+        "late": "504",
+        "sequence": "501",
+        "not permitted": "403",
+    }
+    assert "no model 'nobody' here" in errors["unknown"][1]
+
+
+def test_tritonclient_over_grpc(running: Running) -> None:
+    found = running.ask("triton_grpc.py")
+    for name in ("all outputs", "wanted outputs", "asyncio"):
+        check(found[name], running.texts)
+    assert found["all outputs"]["response"]["id"] == "7"
+    check(found["pairs"], running.pairs, "pairs", "1")
+    first, refused, last = found["stream"]
+    check(first, running.texts)
+    check(last, running.texts)
+    assert "no model 'nobody' here" in refused
+    check_classification(found["classification"], running.texts)
+    about = found["about"]
+    assert (about["live"], about["ready"], about["model ready"]) == (True, True, True)
+    assert about["server"]["name"] == "successor"
+    assert about["model"]["outputs"][0] == {"name": "scores", "datatype": "FP32", "shape": ["-1", "2"]}
+    assert about["config"]["config"]["output"][0] == {"name": "scores", "data_type": "TYPE_FP32", "dims": ["-1", "2"]}
+    assert int(about["statistics"]["model_stats"][0]["inference_count"]) >= 12 * len(TEXTS)
+    assert {(one["name"], one["state"]) for one in about["index"]["models"]} >= {("tiny", "READY")}
+    assert found["loaded"] is True
+    assert found["unloaded"][0] == "StatusCode.NOT_FOUND"
+    errors = found["errors"]
+    assert {name: status for name, (status, _) in errors.items()} == {
+        "unknown": "StatusCode.NOT_FOUND",
+        "empty": "StatusCode.INVALID_ARGUMENT",
+        "late": "StatusCode.DEADLINE_EXCEEDED",
+        "sequence": "StatusCode.UNIMPLEMENTED",
+        "not permitted": "StatusCode.PERMISSION_DENIED",
+    }
+
+
+def test_huggingface_hub(running: Running) -> None:
+    found = running.ask("hugging_face.py")
+    for name in ("plain", "asyncio"):
+        for answer, scores in zip(found[name], running.texts, strict=True):
+            assert answer == pytest.approx(dict(zip(LABELS, scores.tolist(), strict=True)), abs=1e-6)
+    for best, answer in zip(found["best"], found["plain"], strict=True):
+        (label,) = best
+        assert answer[label] == max(answer.values())
+    for answer, plain in zip(found["sigmoid"], found["plain"], strict=True):
+        assert max(answer, key=answer.__getitem__) == max(plain, key=plain.__getitem__)
+        assert answer != plain
+    status, message = found["error"]
+    assert status == 404
+    assert "no model 'nobody' here" in message
+
+
+def test_kserves_client(running: Running) -> None:
+    found = running.ask("kserve_v2.py")
+    answers = [found["http"][name] for name in ("json", "a list", "binary in", "binary in and out")]
+    answers += [found["grpc"][name] for name in ("contents", "raw")]
+    for answer in answers:
+        np.testing.assert_allclose(answer["scores"], running.texts, atol=1e-6, rtol=0)
+        assert answer["labels"] == [LABELS[row.argmax()] for row in running.texts]
+        assert (answer["id"], answer["model"]) == ("7", "tiny")
+    assert found["http"]["about"] == [True, True, True, False]
+    status, message = found["http"]["error"]
+    assert status == 400
+    assert "the text is empty" in message
+    assert found["grpc"]["about"] == [True, True, True]
