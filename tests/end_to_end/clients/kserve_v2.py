@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import numpy as np
 from common import main
-from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RequestedOutput
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest
 from kserve.inference_client import RESTConfig
+from kserve.protocol.infer_type import RequestedOutput
 
 
 def request(texts: list[str], *, binary: bool | None, outputs: bool = False) -> InferRequest:

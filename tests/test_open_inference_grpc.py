@@ -1,0 +1,346 @@
+"""Open Inference Protocol v2 over gRPC: the messages, and what each call answers or is refused with."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from model_store.encoding import TextItem
+from model_store.manifest import ModelId
+from model_store.store import ModelStore
+from service.api.grpc_messages import COMPILED, SERVICE, compile_source, load_messages
+from service.api.open_inference_grpc import serving
+from service.app import check_installation, create_app
+from service.batcher import Job
+from service.comparison.servers import free_port
+from service.errors import ListenError
+from service.registry import Route
+from service.settings import load_settings
+from tests.fakes import FakeClassifier
+from tests.serving import served
+from tests.test_open_inference import binary, expected
+from tests.tiny import make_tiny_version
+from tests.web import WebClient, running_app
+
+MESSAGES = load_messages()
+Request = MESSAGES["ModelInferRequest"]
+
+
+class GrpcClient:
+    """Calls a server from the loop that it runs on."""
+
+    def __init__(self, web: WebClient, port: int) -> None:
+        self.web = web
+        self.address = f"127.0.0.1:{port}"
+
+    def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:  # noqa: ANN401 - what the work returns
+        """Run `work` with a channel."""
+
+        async def with_channel() -> Any:  # noqa: ANN401 - as above
+            async with grpc.aio.insecure_channel(self.address) as channel:
+                return await work(channel)
+
+        return asyncio.run_coroutine_threadsafe(with_channel(), self.web.loop).result(20)
+
+    def call(self, method: str, message: Any, **options: Any) -> Any:  # noqa: ANN401 - messages
+        """One answer."""
+        return self.run(lambda channel: stub(channel, method)(message, **options))
+
+    def refused(self, method: str, message: Any, **options: Any) -> grpc.aio.AioRpcError:  # noqa: ANN401 - a message
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            self.call(method, message, **options)
+        error: grpc.aio.AioRpcError = caught.value
+        return error
+
+
+def stub(channel: Any, method: str) -> Any:  # noqa: ANN401 - gRPC has no types
+    return channel.unary_unary(
+        f"/{SERVICE}/{method}",
+        request_serializer=MESSAGES[f"{method}Request"].SerializeToString,
+        response_deserializer=MESSAGES[f"{method}Response"].FromString,
+    )
+
+
+def client_of(store: ModelStore, **settings: Any) -> Iterator[GrpcClient]:  # noqa: ANN401 - settings
+    port = free_port()
+    chosen = {"threads": 1, "store_poll_ms": 0, "admin_token": SecretStr("secret"), **settings}
+    with running_app(create_app(load_settings(store_dir=store.root, grpc_port=port, **chosen))) as web:
+        yield GrpcClient(web, port)
+
+
+@pytest.fixture(scope="module")
+def client(tiny_store: ModelStore) -> Iterator[GrpcClient]:
+    yield from client_of(tiny_store, models="tiny,tiny@1,pairs,rating,topics", max_texts_per_request=8)
+
+
+def request(texts: list[str], model: str = "tiny", **more: Any) -> Any:  # noqa: ANN401 - a message
+    message = Request(model_name=model, raw_input_contents=[binary(texts)], **more)
+    message.inputs.add(name="text", datatype="BYTES", shape=[len(texts)])
+    return message
+
+
+def scores_of(response: Any) -> Any:  # noqa: ANN401 - an array
+    output = response.outputs[0]
+    assert (output.name, output.datatype) == ("scores", "FP32")
+    return np.frombuffer(response.raw_output_contents[0], "<f4").reshape(output.shape)
+
+
+TEXTS = ["a great film", "dull", "good " * 60]
+
+
+def test_the_compiled_messages_are_those_of_the_source(tmp_path: Path) -> None:
+    compile_source(tmp_path / "again.binpb")
+    assert (tmp_path / "again.binpb").read_bytes() == COMPILED.read_bytes()
+
+
+def test_raw_texts_are_answered_with_raw_outputs(client: GrpcClient, tiny_store: ModelStore) -> None:
+    response = client.call("ModelInfer", request(TEXTS, id="seven"))
+    assert (response.id, response.model_name, response.model_version) == ("seven", "tiny", "2")
+    wanted = expected(tiny_store, "tiny", 2, [TextItem(text) for text in TEXTS])
+    np.testing.assert_allclose(scores_of(response), wanted, atol=1e-6)
+    assert [output.name for output in response.outputs] == ["scores", "label", "truncated"]
+    labels = [("negative", "positive")[row.argmax()] for row in wanted]
+    assert response.raw_output_contents[1] == binary(labels)
+    assert response.raw_output_contents[2] == b"\0\0\1"
+
+
+def test_texts_in_contents_are_read_too(client: GrpcClient) -> None:
+    message = Request(model_name="tiny")
+    tensor = message.inputs.add(name="text", datatype="BYTES", shape=[2])
+    tensor.contents.bytes_contents.extend([b"dull", b"a great film"])
+    both = scores_of(client.call("ModelInfer", message))
+    raw = scores_of(client.call("ModelInfer", request(["dull", "a great film"])))
+    np.testing.assert_allclose(both, raw, atol=1e-6)
+
+
+def test_pairs_versions_and_classifications_are_as_over_http(client: GrpcClient) -> None:
+    message = Request(model_name="pairs", model_version="1", raw_input_contents=[binary(["a"]), binary(["b"])])
+    message.inputs.add(name="text", datatype="BYTES", shape=[1])
+    message.inputs.add(name="text_pair", datatype="BYTES", shape=[1])
+    message.outputs.add(name="scores").parameters["classification"].int64_param = 2
+    response = client.call("ModelInfer", message)
+    assert (list(response.outputs[0].shape), response.outputs[0].datatype) == ([1, 2], "BYTES")
+    (length,) = struct.unpack_from("<I", response.raw_output_contents[0])
+    value, index, label = response.raw_output_contents[0][4 : 4 + length].decode().split(":")
+    assert 0 < float(value) < 1
+    assert label == ("contradiction", "neutral", "entailment")[int(index)]
+
+
+def test_parameters_mean_what_they_mean_over_http(client: GrpcClient) -> None:
+    message = request(["good " * 60 + "dull " * 60])
+    right = scores_of(client.call("ModelInfer", message))
+    message.parameters["truncation_side"].string_param = "left"
+    left = scores_of(client.call("ModelInfer", message))
+    message.parameters["raw_scores"].bool_param = True
+    raw = scores_of(client.call("ModelInfer", message))
+    assert not np.allclose(left, right)
+    np.testing.assert_allclose(np.exp(raw) / np.exp(raw).sum(), left, atol=1e-6)
+    message.parameters["truncate"].bool_param = False
+    assert client.refused("ModelInfer", message).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def changed(**more: object) -> Any:  # noqa: ANN401 - a message
+    """A good request, but for what is set."""
+    message = request(["dull"])
+    for name, value in more.items():
+        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
+        setattr(message.parameters[name], kind, value)
+    return message
+
+
+def with_both() -> Any:  # noqa: ANN401 - a message
+    message = request(["dull"])
+    message.inputs[0].contents.bytes_contents.append(b"dull")
+    return message
+
+
+def with_output(name: str, **parameters: str) -> Any:  # noqa: ANN401 - a message
+    message = request(["dull"])
+    output = message.outputs.add(name=name)
+    for key, value in parameters.items():
+        output.parameters[key].string_param = value
+    return message
+
+
+def in_shared_memory() -> Any:  # noqa: ANN401 - a message
+    message = request(["dull"])
+    message.inputs[0].parameters["shared_memory_region"].string_param = "region"
+    return message
+
+
+BAD: dict[str, tuple[Any, str, str]] = {
+    "an unknown model": (request(["a"], "nobody"), "NOT_FOUND", "no model 'nobody' here"),
+    "two versions": (request(["a"], "tiny@1", model_version="2"), "INVALID_ARGUMENT", "name no other one"),
+    "nothing": (Request(), "NOT_FOUND", "no model ''"),
+    "no inputs": (Request(model_name="tiny"), "INVALID_ARGUMENT", "the request has none"),
+    "too much raw": (
+        Request(model_name="tiny", raw_input_contents=[b"", b""]),
+        "INVALID_ARGUMENT",
+        "raw_input_contents has 2 elements",
+    ),
+    "both": (with_both(), "INVALID_ARGUMENT", "not both"),
+    "an empty text": (request([""]), "INVALID_ARGUMENT", "the text is empty"),
+    "too many texts": (request(["a"] * 9), "INVALID_ARGUMENT", "9 texts"),
+    "a timeout of words": (changed(timeout="soon"), "INVALID_ARGUMENT", "timeout: "),
+    "a sequence": (changed(sequence_id=5), "UNIMPLEMENTED", "sequence_id is not supported"),
+    "an unknown output": (with_output("logits"), "INVALID_ARGUMENT", "no output 'logits'"),
+    "a classification of words": (with_output("scores", classification="all"), "INVALID_ARGUMENT", "a number"),
+    "an output in shared memory": (with_output("scores", shared_memory_region="r"), "UNIMPLEMENTED", "shared_memory"),
+    "an input in shared memory": (in_shared_memory(), "UNIMPLEMENTED", "shared_memory_region"),
+    "a short timeout": (changed(timeout=1), "DEADLINE_EXCEEDED", "allow more time"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_its_code_and_one_clear_sentence(client: GrpcClient, name: str) -> None:
+    message, code, sentence = BAD[name]
+    error = client.refused("ModelInfer", message)
+    assert error.code().name == code
+    assert sentence in (error.details() or "")
+
+
+def test_an_answer_says_who_gave_it(client: GrpcClient) -> None:
+    async def trailing(channel: Any) -> dict[str, str]:  # noqa: ANN401 - gRPC has no types
+        call = stub(channel, "ModelInfer")(request(["dull"]))
+        await call
+        return dict(await call.trailing_metadata())
+
+    assert client.run(trailing)["x-model-version"] == "tiny@2"
+
+
+def test_deadlines_of_metadata_are_kept(client: GrpcClient) -> None:
+    assert client.call("ModelInfer", request(["dull"]), metadata=(("request-timeout-ms", "60000"),))
+    late = client.refused("ModelInfer", request(["dull"]), metadata=(("request-deadline-ms", "1000"),))
+    assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_models_and_the_server_describe_themselves(client: GrpcClient) -> None:
+    assert client.call("ServerLive", MESSAGES["ServerLiveRequest"]()).live
+    assert client.call("ServerReady", MESSAGES["ServerReadyRequest"]()).ready
+    assert client.call("ServerMetadata", MESSAGES["ServerMetadataRequest"]()).name == "successor"
+    assert client.call("ModelReady", MESSAGES["ModelReadyRequest"](name="tiny", version="1")).ready
+    metadata = client.call("ModelMetadata", MESSAGES["ModelMetadataRequest"](name="pairs"))
+    assert [tensor.name for tensor in metadata.inputs] == ["text", "text_pair"]
+    config = client.call("ModelConfig", MESSAGES["ModelConfigRequest"](name="tiny")).config
+    assert (config.backend, list(config.version_policy.specific.versions)) == ("onnxruntime", [2])
+    for name, count in (("tiny", 1), ("", 5)):
+        statistics = client.call("ModelStatistics", MESSAGES["ModelStatisticsRequest"](name=name)).model_stats
+        assert len(statistics) == count
+    missing = client.refused("ModelReady", MESSAGES["ModelReadyRequest"](name="nobody"))
+    assert missing.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_stream_answers_in_order_and_goes_on_after_a_refusal(client: GrpcClient) -> None:
+    async def stream(channel: Any) -> list[Any]:  # noqa: ANN401 - gRPC has no types
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=Request.SerializeToString,
+            response_deserializer=MESSAGES["ModelStreamInferResponse"].FromString,
+        )
+        requests = [request(["dull"], id="1"), request(["dull"], "nobody", id="2"), request(["dull"], id="3")]
+        return [answer async for answer in call(iter(requests))]
+
+    first, second, third = client.run(stream)
+    assert [answer.infer_response.id for answer in (first, second, third)] == ["1", "2", "3"]
+    assert (first.error_message, third.error_message) == ("", "")
+    assert "no model 'nobody' here" in second.error_message
+
+
+def test_the_repository_is_changed_by_administrators_only(store: ModelStore, tiny: ModelId) -> None:
+    make_tiny_version(store, "other")
+    for client in client_of(store):
+        unload = MESSAGES["RepositoryModelUnloadRequest"](model_name="tiny")
+        assert client.refused("RepositoryModelUnload", unload).code() is grpc.StatusCode.PERMISSION_DENIED
+        token = (("authorization", "Bearer secret"),)
+        client.call("RepositoryModelUnload", unload, metadata=token)
+        listed = client.call("RepositoryIndex", MESSAGES["RepositoryIndexRequest"]()).models
+        assert {entry.name: entry.state for entry in listed} == {"tiny": "UNAVAILABLE", "other": "READY"}
+        ready = client.call("RepositoryIndex", MESSAGES["RepositoryIndexRequest"](ready=True)).models
+        assert [entry.name for entry in ready] == ["other"]
+        load = MESSAGES["RepositoryModelLoadRequest"](model_name="tiny")
+        client.call("RepositoryModelLoad", load, metadata=token)
+        assert client.call("ModelInfer", request(["dull"])).model_version == "1"
+
+
+async def asked(channel: Any, blocked: FakeClassifier) -> Any:  # noqa: ANN401 - a call
+    """A call that a worker is busy with until `blocked` is released."""
+    call = stub(channel, "ModelInfer")(request(["dull"], "blocked"))
+    await asyncio.to_thread(blocked.started.acquire)
+    return call
+
+
+def block(client: GrpcClient) -> FakeClassifier:
+    blocked = FakeClassifier(blocked=True)
+    client.web.service.registry.table.routes["blocked"] = Route(served(blocked), "default")
+    return blocked
+
+
+def test_a_full_queue_says_when_to_come_again(store: ModelStore, tiny: ModelId) -> None:
+    async def fill(channel: Any, blocked: FakeClassifier) -> grpc.aio.AioRpcError:  # noqa: ANN401 - gRPC has no types
+        first = await asked(channel, blocked)
+        try:
+            await stub(channel, "ModelInfer")(request(["dull"], "blocked"))
+        except grpc.aio.AioRpcError as error:
+            return error
+        finally:
+            blocked.release()
+            await first
+        raise AssertionError("not refused")
+
+    for client in client_of(store, max_wait_ms=1):
+        blocked = block(client)
+        error = client.run(functools.partial(fill, blocked=blocked))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        metadata = dict(error.trailing_metadata())
+        assert int(metadata["retry-after-ms"]) == int(metadata["grpc-retry-pushback-ms"]) > 0
+
+
+def test_work_whose_caller_has_gone_is_dropped(store: ModelStore, tiny: ModelId) -> None:
+    async def leave(channel: Any, blocked: FakeClassifier) -> Job:  # noqa: ANN401 - gRPC has no types
+        call = await asked(channel, blocked)
+        (job,) = client.web.service.engine._jobs
+        call.cancel()
+        await asyncio.wait([job.future], timeout=10)
+        return job
+
+    for client in client_of(store):
+        blocked = block(client)
+        job = client.run(functools.partial(leave, blocked=blocked))
+        blocked.release()
+        assert job.future.cancelled()
+        assert job.departed
+
+
+def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store):
+        client.web.service.registry.table.routes["haunted"] = Route(None, "haunted")  # type: ignore[arg-type]
+        with structlog.testing.capture_logs() as logs:
+            error = client.refused("ModelInfer", request(["dull"], "haunted"))
+        assert [entry["event"] for entry in logs] == ["unexpected error"]
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "NoneType" not in (error.details() or "")
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store):
+
+        async def again() -> None:
+            async with serving(client.web.service):  # noqa: B023 - used in this turn
+                pass
+
+        with pytest.raises(ListenError, match="SUCCESSOR_GRPC_PORT"):
+            asyncio.run_coroutine_threadsafe(again(), client.web.loop).result(10)
+
+
+def test_without_a_port_grpc_is_not_needed(tmp_path: Path) -> None:
+    assert check_installation(load_settings(store_dir=tmp_path)) == "CPUExecutionProvider"
