@@ -19,11 +19,12 @@ from starlette.types import Receive, Scope, Send
 from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
 from model_store.errors import RuntimeInstallationError, SuccessorError
 from model_store.store import ModelStore
-from service.api import classify_schema, operations
+from service.api import operations
 from service.api.common import Reply, Service, explain
 from service.api.dialects import TABLE
 from service.api.endpoint import refuse_method
 from service.api.envelope import Envelope
+from service.api.reference import describe
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
@@ -167,9 +168,17 @@ def document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
-            paths, schemas = classify_schema.openapi()
+            paths, schemas = describe(TABLE)
+            for operation in (one for path in schema["paths"].values() for one in path.values()):
+                # FastAPI's own shape of a refusal, which `_invalid` has replaced.
+                if operation["responses"].pop("422", None) is not None:
+                    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+                    operation["responses"]["400"] = {"description": "not as described here", "content": content}
             schema["paths"] = {**paths, **schema["paths"]}
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+            known = schema.setdefault("components", {}).setdefault("schemas", {})
+            for stranger in ("HTTPValidationError", "ValidationError"):
+                known.pop(stranger, None)
+            known.update(schemas)
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -2,8 +2,12 @@
 
 1. `common`: what a request finds in the running service, bodies, deadlines, and how a dialect shows an error.
 2. `endpoint`: a route, what its handler gets and gives, and the work that most of them ask for.
-3. `access`: who may do what.
-4. `classify`, `classify_schema`: the native dialect's hot path; its request, its answer and their description.
-5. `operations`: models, health, metrics, administration.
-6. `dialects`, `envelope`: every route in one table; what is around all of them.
+3. `access`, `parsing`, `scores`: who may do what; bodies to typed requests; scores as several dialects show them.
+4. `classify`, `classify_schema`: the native dialect's hot path, its request and its answer.
+5. `tensors`, `open_inference`, `open_inference_schema`, `open_inference_models`: the Open Inference Protocol over HTTP.
+6. `grpc_messages`, `open_inference_grpc`: the same over gRPC.
+7. `text_embeddings_inference`, `hugging_face`: two dialects that are one file each.
+8. `operations`: models, health, metrics, administration.
+9. `dialects`, `envelope`: every route in one table; what is around all of them.
+10. `reference_routes`, `reference`: the OpenAPI description of all of it.
 """

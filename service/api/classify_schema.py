@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import models_json_schema
-
-from service.api.common import ErrorAnswer
 
 ANSWER_HEADERS = {
     "x-request-id": "the id that the request carried, or a new one",
@@ -18,17 +15,6 @@ ANSWER_HEADERS = {
     "x-tokenization-time": "milliseconds of tokenisation of all texts",
     "x-inference-time": "milliseconds of the batch in the engine; of several texts the longest",
     "x-total-time": "milliseconds from the request to its answer",
-}
-FAILURES = {
-    400: "the body, a header or a text is not as it must be",
-    404: "no loaded version answers to that model",
-    408: "the header and body did not arrive in time",
-    413: "too many bytes, texts or characters",
-    415: "the body is compressed",
-    429: "the queue is full, or so long that the deadline would be missed",
-    500: "the model failed on this request",
-    503: "the server is going down, or lost the worker that ran the request",
-    504: "the deadline passed before the request was computed",
 }
 
 
@@ -98,43 +84,3 @@ class ClassifyAnswer(BaseModel):
     model: str = Field(description="the version that answered", examples=["sentiment@3"])
     data: list[Classification]
     usage: Usage
-
-
-def openapi() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The OpenAPI paths of this dialect, and the schemas that they refer to."""
-    models: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
-        (ClassifyRequest, "validation"),
-        (ClassifyAnswer, "serialization"),
-        (ErrorAnswer, "serialization"),
-    ]
-    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
-
-    def content(model: type[BaseModel]) -> dict[str, Any]:
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-
-    def milliseconds(name: str, text: str) -> dict[str, Any]:
-        schema = {"type": "integer", "minimum": 1}
-        return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
-
-    answered = {name: {"description": text, "schema": {"type": "string"}} for name, text in ANSWER_HEADERS.items()}
-    operation: dict[str, Any] = {
-        "tags": ["classify"],
-        "summary": "Classify texts",
-        "operationId": "classify",
-        "parameters": [
-            milliseconds("request-timeout-ms", "drop the request if it was not computed after this time"),
-            milliseconds("request-deadline-ms", "drop the request if it was not computed by then, in ms since 1970"),
-        ],
-        "requestBody": {"required": True, "content": content(ClassifyRequest)},
-        "responses": {
-            "200": {"description": "One answer for each text", "content": content(ClassifyAnswer), "headers": answered},
-            **{
-                str(status): {"description": text, "content": content(ErrorAnswer)} for status, text in FAILURES.items()
-            },
-        },
-    }
-    operation["responses"]["429"]["headers"] = {
-        "retry-after": {"description": "seconds until the queue has room", "schema": {"type": "integer"}},
-        "retry-after-ms": {"description": "the same in milliseconds", "schema": {"type": "integer"}},
-    }
-    return {"/v1/classify": {"post": operation}}, definitions["$defs"]

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from model_store.encoding import TextItem
 from model_store.manifest import Precision
@@ -61,6 +61,13 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+_Side = Annotated[
+    Literal["right", "left"],
+    BeforeValidator(_lower),
+    WithJsonSchema({"type": "string", "pattern": "^([Rr][Ii][Gg][Hh][Tt]|[Ll][Ee][Ff][Tt])$"}),
+]
+
+
 class PredictRequest(BaseModel):
     """Texts or pairs to classify."""
 
@@ -81,7 +88,7 @@ class PredictRequest(BaseModel):
         description="a text; `[text]`; one pair `[text, text]`; or a batch, a list of the latter two"
     )
     truncate: bool | None = Field(None, description="cut texts that are too long for the model, as by default")
-    truncation_direction: Annotated[Literal["right", "left"], BeforeValidator(_lower)] | None = Field(
+    truncation_direction: _Side | None = Field(
         None, description="where to cut, in any case; by default as the model was built for"
     )
     raw_scores: bool = Field(default=False, description="logits instead of probabilities")
@@ -171,8 +178,8 @@ async def info(call: Call) -> Reply:
         },
         "max_concurrent_requests": None,
         "max_input_length": manifest.inputs.max_length,
-        "max_batch_tokens": settings.max_batch_texts * manifest.inputs.max_length,
-        "max_batch_requests": settings.max_batch_texts,
+        "max_batch_tokens": served.max_batch_texts * manifest.inputs.max_length,
+        "max_batch_requests": served.max_batch_texts,
         "max_client_batch_size": settings.max_texts_per_request,
         "auto_truncate": True,
         "tokenization_workers": settings.workers,
