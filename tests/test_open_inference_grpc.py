@@ -23,6 +23,7 @@ from service.api.open_inference_grpc import serving
 from service.app import check_installation, create_app
 from service.batcher import Job
 from service.comparison.servers import free_port
+from service.engine import Engine
 from service.errors import ListenError
 from service.registry import Route
 from service.settings import load_settings
@@ -306,16 +307,16 @@ def test_a_full_queue_says_when_to_come_again(store: ModelStore, tiny: ModelId) 
 
 
 def test_work_whose_caller_has_gone_is_dropped(store: ModelStore, tiny: ModelId) -> None:
-    async def leave(channel: Any, blocked: FakeClassifier) -> Job:  # noqa: ANN401 - gRPC has no types
+    async def leave(channel: Any, blocked: FakeClassifier, engine: Engine) -> Job:  # noqa: ANN401 - gRPC has no types
         call = await asked(channel, blocked)
-        (job,) = client.web.service.engine._jobs
+        (job,) = engine._jobs
         call.cancel()
         await asyncio.wait([job.future], timeout=10)
         return job
 
     for client in client_of(store):
         blocked = block(client)
-        job = client.run(functools.partial(leave, blocked=blocked))
+        job: Job = client.run(functools.partial(leave, blocked=blocked, engine=client.web.service.engine))
         blocked.release()
         assert job.future.cancelled()
         assert job.departed

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,7 @@ from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.comparison.servers import free_port, serving
 from tests.end_to_end.environment import CLIENTS, clients_python
+from tests.end_to_end.traffic import Traffic
 
 pytestmark = pytest.mark.slow
 
@@ -169,3 +174,49 @@ def test_kserves_client(running: Running) -> None:
     assert status == 400
     assert "the text is empty" in message
     assert found["grpc"]["about"] == [True, True, True]
+
+
+@contextlib.contextmanager
+def traffic(running: Running, store: ModelStore) -> Iterator[Traffic]:
+    """Every dialect's raw traffic, on texts of all lengths, while the block runs; a wrong answer fails its end."""
+    words = ["a", "the", "film", "story", "is", "not", "good", "bad", "great", "dull", "warm", "cold", "it", "and"]
+    texts = [" ".join(words[(start + 3 * step) % len(words)] for step in range(1 + start % 40)) for start in range(60)]
+    pool = expected(store, "tiny", 2, [TextItem(text) for text in texts])
+    made = threading.Event()
+    traffic: list[tuple[Traffic, asyncio.AbstractEventLoop]] = []
+
+    async def drive() -> None:
+        traffic.append((Traffic(running.url, running.grpc, texts, pool), asyncio.get_running_loop()))
+        made.set()
+        await traffic[0][0].run()
+
+    with ThreadPoolExecutor(1) as pool_of_one:
+        driving = pool_of_one.submit(asyncio.run, drive())
+        made.wait()
+        try:
+            yield traffic[0][0]
+        finally:
+            if not driving.done():
+                traffic[0][1].call_soon_threadsafe(traffic[0][0].stopped.set)
+        driving.result(60)
+
+
+def test_answers_are_the_models_own_whatever_else_is_in_flight(running: Running, tiny_store: ModelStore) -> None:
+    clients_python()
+    with traffic(running, tiny_store) as others, ThreadPoolExecutor(2) as pool:
+        for found in pool.map(running.ask, ("triton_http.py", "hugging_face.py", "kserve_v2.py", "triton_grpc.py")):
+            assert found
+            for answer in answers_in(found):
+                if len(answer["scores"]) == len(TEXTS):
+                    np.testing.assert_allclose(answer["scores"], running.texts, atol=1e-6, rtol=0)
+    assert len(others.answered) == 6
+    assert min(others.answered.values()) >= 50
+
+
+def answers_in(found: object) -> Iterator[dict[str, Any]]:
+    """Every answer with scores, wherever it is in what a client's program printed."""
+    if isinstance(found, dict) and "scores" in found:
+        yield found
+    children = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    for child in children:
+        yield from answers_in(child)
