@@ -7,7 +7,8 @@ Read in this order:
 3. `served_model`, `batcher`: a loaded version; the queue and how a batch is formed.
 4. `workers`, `engine`: the threads; admission, deadlines and the watchdog in front of them.
 5. `cost_model`: what a call costs, learned from calls.
-6. `loading`, `registry`: from the store to a model that answers; which version a request means.
+6. `loading`, `registry`, `demand`: from the store to a model that answers; which version a request means; which names
+   operators load or let go of by hand.
 7. `api`: one file for each dialect.
 8. `errors`, `metrics`: every error and its status; every instrument.
 9. `server`, `protocol`, `logs`: sockets and signals; one connection.

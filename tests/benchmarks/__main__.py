@@ -15,6 +15,7 @@ from model_store.machine import describe_machine, usable_cores
 from model_store.store import ModelStore
 from service.comparison.servers import exit_on_sigterm
 from tests.benchmarks import arrivals, artificial, life_cycle
+from tests.benchmarks.dialects import measure_dialects
 from tests.benchmarks.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine import EngineAlone
 from tests.benchmarks.figures import Bar, Report, at_least
@@ -25,7 +26,7 @@ from tests.benchmarks.throughput import measure_throughput
 from tests.benchmarks.wrk import generator
 
 SUCCESSOR = "sentiment"
-SECTIONS = ("throughput", "arrivals", "life-cycle", "queue")
+SECTIONS = ("throughput", "arrivals", "dialects", "life-cycle", "queue")
 # Further sections, which run only when they are asked for: it installs the peers.
 PEERS = "peers"
 _SIX_LAYERS_BAR = at_least(0.95)
@@ -101,6 +102,9 @@ def _run(arguments: argparse.Namespace, effort: Effort, report: Report, logs: Pa
             with service(first, logs) as served:
                 arrivals.measure_arrivals(EngineAlone(first, cores), served, effort, report, cores=cores)
                 arrivals.measure_overload(served, rates[0], effort, report, label=first.label)
+    if "dialects" in only:
+        for subject in dict.fromkeys((first, last)):
+            measure_dialects(subject, effort, report, logs)
     if "life-cycle" in only:
         life_cycle.measure_start(first, effort, report, logs)
         life_cycle.measure_swaps(last, first, effort, report, logs)

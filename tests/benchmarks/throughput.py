@@ -110,7 +110,7 @@ def measure_throughput(
             **{other.name: lambda other=other: driven(other, 16) for other in others},  # type: ignore[misc]
             **(contest.contestants() if contest is not None else {}),
         }
-        rates = _take_turns(contestants, effort.rounds)
+        rates = take_turns(contestants, effort.rounds)
         _report_rates(subject, rates, best, bar, report)
         if contest is not None:
             contest.report(subject.label, rates, report)
@@ -123,7 +123,7 @@ def measure_throughput(
     return Rates(float(np.mean(rates["engine"])), float(np.mean(rates["service, 16"])))
 
 
-def _take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Let each one run once a round, in an order that turns around, after one round that is not kept."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(-1, rounds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from model_store.store import ModelStore
 from service.comparison.servers import free_port, serving
 from tests.end_to_end.environment import CLIENTS, clients_python
 from tests.end_to_end.traffic import Traffic
+from tests.test_documentation import README
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +41,9 @@ class Running:
     texts: Any
     pairs: Any
 
-    def ask(self, client: str) -> Any:  # noqa: ANN401 - what the client's program prints
+    def ask(self, client: str, **more: str) -> Any:  # noqa: ANN401 - what the client's program prints
         """What a client's program was answered."""
-        task = json.dumps({"url": self.url, "grpc": self.grpc, "texts": TEXTS, "pairs": PAIRS})
+        task = json.dumps({"url": self.url, "grpc": self.grpc, "texts": TEXTS, "pairs": PAIRS, **more})
         program = [str(clients_python()), str(CLIENTS / client), task]
         done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
@@ -159,6 +161,21 @@ def test_huggingface_hub(running: Running) -> None:
     status, message = found["error"]
     assert status == 404
     assert "no model 'nobody' here" in message
+
+
+CALLS = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "localhost:8000" in code]
+
+
+@pytest.mark.parametrize("code", CALLS, ids=lambda code: re.sub(r"\W+", " ", code)[:30])
+def test_the_call_that_readme_shows_for_each_client_works_as_it_stands(running: Running, code: str) -> None:
+    here = code.replace("localhost:8000", running.url.removeprefix("http://")).replace("my-model", "tiny")
+    printed = running.ask("readme.py", code=here)
+    assert "0." in printed, printed
+
+
+def test_readme_shows_a_call_for_every_client() -> None:
+    names = ("tritonclient", "huggingface_hub", "kserve", "/predict", "/v1/classify")
+    assert [sum(name in code for code in CALLS) for name in names] == [1] * len(names)
 
 
 def test_kserves_client(running: Running) -> None:
