@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from tests.benchmarks.arrivals import ideal_latencies
 from tests.benchmarks.ceiling import ClosedLoop, share_of_engine
+from tests.benchmarks.dialects import measure_dialects
+from tests.benchmarks.effort import QUICK
 from tests.benchmarks.engine import Arrangement, EngineAlone, arrangements
 from tests.benchmarks.figures import Figure, Report, at_least, at_most, ratio_of_rounds
 from tests.benchmarks.subjects import Subject, read_texts, republish
@@ -145,3 +148,16 @@ def test_a_section_runs_by_itself_and_writes_its_figures(tmp_path: Path) -> None
     assert [figure["subject"] for figure in content["figures"]] == ["queue"] * 3
     assert content["skipped"] == {}
     assert content["machine"]["cores"] >= 1
+
+
+@pytest.mark.slow
+def test_dialects_are_measured_beside_the_native_one(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    report = Report(Console(file=io.StringIO()))
+    effort = replace(QUICK, rounds=1, round_seconds=1.0)
+    measure_dialects(Subject("tiny", store, tiny, TEXTS), effort, report, tmp_path)
+    figures = {figure.name: figure for figure in report.figures}
+    for name in ("open inference", "text embeddings inference", "hugging face"):
+        ratio = figures[f"{name} ÷ native dialect"]
+        assert ratio.value > 0
+        assert ratio.bar == at_least(0.95)
+    assert figures["failed requests of all dialects"].value == 0

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -161,6 +163,28 @@ def test_huggingface_hub(running: Running) -> None:
     status, message = found["error"]
     assert status == 404
     assert "no model 'nobody' here" in message
+
+
+def test_every_server_process_answers_every_dialect_and_does_what_one_was_told(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = {"processes": "2", "threads": "1", "grpc_port": str(port), "admin_token": "secret"}
+    with serving([], store.root, tmp_path / "log", **settings) as server:
+
+        def ready() -> set[int]:
+            return {httpx.get(f"{server.url}/v2/models/tiny/ready").status_code for _ in range(20)}
+
+        def change(action: str) -> int:
+            path, token = f"/v2/repository/models/tiny/{action}", {"authorization": "Bearer secret"}
+            return httpx.post(server.url + path, headers=token, timeout=40).status_code
+
+        assert ready() == {200}
+        assert (change("unload"), ready()) == (200, {404})
+        assert (change("load"), ready()) == (200, {200})
+        scores = expected(store, "tiny", 1, [TextItem("dull")])
+        for _ in range(8):
+            asyncio.run(Traffic(server.url, f"127.0.0.1:{port}", ["dull"], scores).once())
 
 
 CALLS = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "localhost:8000" in code]

@@ -40,6 +40,12 @@ class Traffic:
         self.stopped = asyncio.Event()
         """Ends `run`."""
 
+    async def once(self) -> None:
+        """Ask over gRPC once, on a connection of its own."""
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            found = np.asarray(await self._grpc(channel, [*self._texts]))
+        assert np.abs(found - self._scores).max() <= TOLERANCE
+
     async def run(self) -> None:
         """Ask until `stopped`; an answer that is not the model's own raises."""
         async with (
