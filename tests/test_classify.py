@@ -150,6 +150,14 @@ def test_a_long_text_is_cut_and_the_answer_says_so(client: WebClient) -> None:
     assert (long["truncated"], short["truncated"]) == (True, False)
 
 
+def test_a_long_text_is_cut_from_the_side_that_is_asked_for(client: WebClient) -> None:
+    text = "good " * 40 + "dull " * 40
+    answers = {side: classify(client, text, truncation_side=side) for side in ("right", "left", None)}
+    assert {answer.headers["x-truncated-texts"] for answer in answers.values()} == {"1"}
+    probs = {side: answer.json()["data"][0]["probs"] for side, answer in answers.items()}
+    assert probs["right"] == probs[None] != probs["left"]
+
+
 def test_a_long_text_is_refused_where_truncation_is_not_wanted(client: WebClient) -> None:
     assert_refused(classify(client, ["good", "good " * 60], truncate=False), 400, "text_too_long", "input[1]: ")
 

@@ -19,7 +19,7 @@ from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.app import create_app
 from service.settings import load_settings
-from tests.tiny import make_tiny_version
+from tests.tiny import MODEL_FILE, make_tiny_version
 from tests.web import WebClient, running_app
 
 TOKEN = {"authorization": "Bearer secret"}
@@ -366,6 +366,14 @@ def test_a_demand_that_cannot_be_kept_is_a_conflict(store: ModelStore, tiny: Mod
     settings = load_settings(store_dir=store.root, state_dir=tmp_path, threads=1, admin_token=SecretStr("secret"))
     with running_app(create_app(settings)) as client:
         refused(client.post("/v2/repository/models/tiny/unload", headers=TOKEN), 409, "can't be written")
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(own: WebClient, store: ModelStore) -> None:
+    file = store.root / make_tiny_version(store, "broken").name / "1" / MODEL_FILE
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-10])
+    refused(own.post("/v2/repository/models/broken/load", headers=TOKEN), 404, "is not what was published")
+    assert states(own)["broken@1"][0] == "UNAVAILABLE"
 
 
 @pytest.mark.parametrize(("name", "status"), [("nobody", 404), ("UPPER", 400), ("tiny@1", 400), ("..", 400)])

@@ -322,6 +322,22 @@ def test_work_whose_caller_has_gone_is_dropped(store: ModelStore, tiny: ModelId)
         assert job.departed
 
 
+def test_the_callers_own_deadline_is_that_of_the_work(store: ModelStore, tiny: ModelId) -> None:
+    async def left(channel: Any, blocked: FakeClassifier, engine: Engine) -> float:  # noqa: ANN401 - gRPC has no types
+        call = stub(channel, "ModelInfer")(request(["dull"], "blocked"), timeout=9)
+        await asyncio.to_thread(blocked.started.acquire)
+        (job,) = engine._jobs
+        seconds = job.deadline - engine.clock()
+        blocked.release()
+        await call
+        return seconds
+
+    for client in client_of(store):
+        blocked = block(client)
+        seconds = client.run(functools.partial(left, blocked=blocked, engine=client.web.service.engine))
+        assert 0 < seconds <= 9
+
+
 def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:
     for client in client_of(store):
         client.web.service.registry.table.routes["haunted"] = Route(None, "haunted")  # type: ignore[arg-type]
