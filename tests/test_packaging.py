@@ -98,7 +98,7 @@ def test_the_wheel_holds_both_packages_the_recipes_and_the_type_markers(installa
         str(path.relative_to(ROOT))
         for package in ("service", "model_store")
         for path in (ROOT / package).rglob("*")
-        if path.suffix in {".py", ".yaml"}
+        if path.suffix in {".binpb", ".proto", ".py", ".yaml"}
     }
     assert {name for name in names if ".dist-info/" not in name and not name.endswith("py.typed")} == checked_out
 
