@@ -182,7 +182,7 @@ async def info(call: Call) -> Reply:
         "max_batch_requests": served.max_batch_texts,
         "max_client_batch_size": settings.max_texts_per_request,
         "auto_truncate": True,
-        "tokenization_workers": settings.workers,
+        "tokenization_workers": call.service.engine.workers,
         "version": version("successor"),
         "sha": None,
         "docker_label": None,
