@@ -57,7 +57,9 @@ LABEL org.opencontainers.image.title="Successor" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
 RUN install -d -o 10001 -g 10001 /store /var/lib/successor
+# ONNX Runtime's own builds report to their maker unless they are told not to.
 ENV HOME=/var/lib/successor \
+    ORT_DISABLE_TELEMETRY=1 \
     SUCCESSOR_STORE_DIR=/store
 WORKDIR /var/lib/successor
 ENTRYPOINT ["successor"]
@@ -68,11 +70,11 @@ FROM common AS builder
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
+    --mount=type=bind,from=requirements,source=/requirements,target=/mnt \
     python -m venv /opt/venv && \
-    pip install --constraint /requirements/constraints.txt \
-        -r /requirements/all.txt -r /requirements/build.txt -r /requirements/compare.txt -r /requirements/cpu.txt
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-cache-dir --no-deps --no-index /wheels/*
+    pip install --constraint /mnt/constraints.txt \
+        -r /mnt/all.txt -r /mnt/build.txt -r /mnt/compare.txt -r /mnt/cpu.txt
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/mnt pip install --no-cache-dir --no-deps --no-index /mnt/*
 ENV SUCCESSOR_CACHE_DIR=/var/lib/successor/cache
 USER 10001:10001
 CMD ["build", "sentiment"]
@@ -92,8 +94,8 @@ CMD ["serve"]
 
 FROM server-common AS server-gpu
 COPY --from=server-gpu-dependencies /opt/venv /opt/venv
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/mnt \
+    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /mnt/*
 # Where the wheels of CUDA and cuDNN keep their libraries; the driver's come from the host.
 ENV LD_LIBRARY_PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/lib:/opt/venv/lib/python3.11/site-packages/nvidia/cudnn/lib \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
@@ -104,6 +106,6 @@ USER 10001:10001
 
 FROM server-common AS server
 COPY --from=server-dependencies /opt/venv /opt/venv
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /wheels/*
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/mnt \
+    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /mnt/*
 USER 10001:10001

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export SUCCESSOR_CACHE_DIR ?= $(CURDIR)/artifacts/cache
 
-.PHONY: demo test check bench bench-peers clean
+.PHONY: demo test test-docker check bench bench-peers clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ demo: $(INSTALLED)  ## build, publish, serve and compare on real weights and tex
 
 test: $(INSTALLED)  ## every test, with coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term
+
+test-docker: $(INSTALLED)  ## the images and the compose file, built and run on a container engine
+	$(BIN)/python -m pytest tests/docker --override-ini python_files='check_*.py' -p no:cacheprovider
 
 check: $(INSTALLED)  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ _TEXTS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 _MODEL = ("model", "version")
+_RESTART_REASONS = ("died", "stuck")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Metrics:
         )
         self.refusals = Counter("successor_refusals", "Requests refused or failed", ("reason",), registry=registry)
         self.worker_restarts = Counter("successor_worker_restarts", "Workers replaced", ("reason",), registry=registry)
+        for reason in _RESTART_REASONS:
+            self.worker_restarts.labels(reason)  # from 0 on: the first restart is an increase that an alert can see
         self.queue_depth = Gauge(
             "successor_queue_depth", "Texts that wait for a worker", registry=registry, multiprocess_mode="livesum"
         )

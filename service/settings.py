@@ -17,7 +17,7 @@ from model_store.manifest import DEFAULT_STORE
 
 PREFIX = "SUCCESSOR_"
 # Variables of the same prefix that belong to other parts of the project.
-FOREIGN_VARIABLES = frozenset({"SUCCESSOR_CACHE_DIR"})
+FOREIGN_VARIABLES = frozenset({"SUCCESSOR_CACHE_DIR", "SUCCESSOR_OWN_DOCKER"})
 
 
 class InvalidSettingsError(SuccessorError):

@@ -43,27 +43,23 @@ class Engine:
         return ("--network", "host") if self.own else ()
 
 
-@contextlib.contextmanager
-def available_engine(folder: Path, environment: Mapping[str, str]) -> Iterator[Engine]:
-    """An engine inside the block: the one that answers, else one of our own in the empty `folder`.
+def must_be_own(environment: Mapping[str, str]) -> bool:
+    """Whether an engine has to be started, because none answers.
 
     Raises:
-        NoEngineError: there is none, and the environment or the system doesn't let us start one.
+        NoEngineError: none answers, and the environment or the system doesn't let us start one.
     """
     if _answers():
         for plugin in ("compose", "buildx"):
             _demand(plugin)
-        yield Engine(own=False)
-        return
+        return False
     if environment.get(PERMISSION) != "1":
-        raise NoEngineError(f"no container engine answers, and {PERMISSION}=1 is not set, which lets this start its own")
+        raise NoEngineError(f"no container engine answers, and {PERMISSION}=1, which lets this start one, is not set")
     if os.geteuid() != 0:
         raise NoEngineError("no container engine answers, and only root can start one")
-    if shutil.which("apt-get") is None or "12" not in _debian_version():
-        raise NoEngineError("no container engine answers, and one can be installed on Debian 12 only")
-    install()
-    with own_engine(folder) as engine:
-        yield engine
+    if not _is_debian_12():
+        raise NoEngineError("no container engine answers, and this can install one on Debian 12 only")
+    return True
 
 
 def install() -> None:
@@ -83,14 +79,12 @@ def own_engine(folder: Path) -> Iterator[Engine]:
     socket = folder / "s"
     state = ("--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid")
     network = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
-    # A session of its own: Ctrl-C reaches the tests alone, which then end the engine in order; killed, they take it along.
+    # A session of its own: Ctrl-C reaches the tests alone, which end the engine in order. Killed, they take it along.
     command = ["setpriv", "--pdeathsig", "TERM", "dockerd", *map(str, state), "-H", f"unix://{socket}", *network]
     before = {name: os.environ.get(name) for name in ("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_BUILDKIT")}
     os.environ |= {"DOCKER_HOST": f"unix://{socket}", "DOCKER_CONFIG": str(folder / "config"), "DOCKER_BUILDKIT": "1"}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         give_up = time.monotonic() + _START_S
         while not _answers():
@@ -166,8 +160,6 @@ def _demand(plugin: str) -> None:
         raise NoEngineError(f"an engine answers, but `docker {plugin}` does not: install it") from error
 
 
-def _debian_version() -> str:
-    try:
-        return Path("/etc/debian_version").read_text().partition(".")[0]
-    except OSError:
-        return ""
+def _is_debian_12() -> bool:
+    release = Path("/etc/debian_version")
+    return release.exists() and release.read_text().startswith("12.")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tests.docker.commands import run
 from tests.docker.engine import mirror
@@ -31,11 +29,15 @@ printf '[global]\\ncert = /etc/host-ca.crt\\n' >"$1"/etc/pip.conf
 """
 
 
-def base_name(dockerfile: str) -> str:
-    """The one image that a Dockerfile's stages start from."""
+def base_image(dockerfile: str) -> str:
+    """The one image that a Dockerfile's stages start from.
+
+    Raises:
+        ValueError: there is not exactly one.
+    """
     stages = set(re.findall(r"^FROM .* AS (\S+)", dockerfile, re.MULTILINE))
-    bases = set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) - stages
-    (base,) = bases
+    base: str
+    (base,) = set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) - stages
     return base
 
 
@@ -57,7 +59,7 @@ def import_base(archive: Path, name: str) -> None:
 
 
 def make_prometheus(folder: Path, base: str, name: str) -> None:
-    """Prometheus' image: the host's programs on the base, run by the user that the real one has."""
+    """Prometheus' image `name`: the host's programs on the base, run by the user that the real one has."""
     context = folder / "prometheus"
     context.mkdir()
     for program in ("prometheus", "promtool"):
@@ -67,11 +69,3 @@ def make_prometheus(folder: Path, base: str, name: str) -> None:
         'USER 65534\nWORKDIR /prometheus\nENTRYPOINT ["/bin/prometheus"]\n'
     )
     run("docker", "build", "--network", "host", "--quiet", "--tag", name, context)
-
-
-def image_of(compose: Mapping[str, Any], service: str) -> str:
-    """The image that a compose file names for a service."""
-    name: str = compose["services"][service]["image"]
-    return name
-
-
