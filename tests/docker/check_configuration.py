@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.docker.commands import run
 from tests.docker.deployment import COMPOSE_FILE, ROOT, compose_file
 from tests.docker.engine import Engine
 from tests.docker.monitoring import DASHBOARD, RULES
+from tests.docker.published_types import PublishedTypes
 
+# The clients whose types KServe's manifests are checked against.
+_CLIENTS = ("kserve==0.21.0", "kubernetes==34.1.0")
 _TYPES = "./node_modules/@grafana/schema/dist/types"
 _PANELS = {"stat": "StatPanelCfg", "timeseries": "TimeSeriesPanelCfg", "heatmap": "HeatmapPanelCfg"}
 # A dashboard's file has the values of enumerations as plain strings. What Grafana's own types leave open (a panel's
@@ -88,3 +94,35 @@ def test_every_alert_fires_when_it_must_and_only_then(engine: Engine) -> None:
 
 def test_the_dashboard_is_of_grafanas_types(modules: Path) -> None:
     check_dashboard(DASHBOARD, modules)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> PublishedTypes:
+    """The types of KServe and of the Kubernetes that it builds on."""
+    folder = tmp_path_factory.mktemp("clients")
+    run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, *_CLIENTS)
+    return PublishedTypes(*folder.glob("*.whl"))
+
+
+def kserve_manifests() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "docker/kubernetes/kserve/inference-service.yaml").read_text()))
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["runtime", "service"])
+def test_kserve_knows_every_field_of_its_manifests(published: PublishedTypes, index: int) -> None:
+    manifest = kserve_manifests()[index]
+    kind = manifest["apiVersion"].rpartition("/")[2].capitalize() + manifest["kind"]
+    assert kind in {"V1alpha1ServingRuntime", "V1beta1InferenceService"}
+    assert list(published.problems(manifest, kind)) == []
+
+
+def test_a_field_that_kserve_does_not_know_is_noticed(published: PublishedTypes) -> None:
+    runtime, service = kserve_manifests()
+    del runtime["spec"]["containers"][0]["name"]
+    service["spec"]["predictor"]["model"]["storageURI"] = service["spec"]["predictor"]["model"].pop("storageUri")
+    service["spec"]["predictor"]["minReplicas"] = "2"
+    assert sorted(published.problems(service, "V1beta1InferenceService")) == [
+        ".spec.predictor.minReplicas: not int",
+        ".spec.predictor.model.storageURI: unknown field",
+    ]
+    assert list(published.problems(runtime, "V1alpha1ServingRuntime")) == [".spec.containers[0].name: is missing"]

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ PACKAGES = ("docker.io", "iptables", "mmdebstrap", "prometheus")
 # Compose and buildx are not in Debian 12; these are programs without dependencies.
 PLUGINS = ("docker-compose", "docker-buildx")
 PLUGINS_RELEASE = "trixie"
+
+Docker = Callable[..., bool]
 
 _START_S = 60.0
 _STOP_S = 30.0
@@ -43,15 +45,29 @@ class Engine:
         return ("--network", "host") if self.own else ()
 
 
-def must_be_own(environment: Mapping[str, str]) -> bool:
+def docker_works(*arguments: str) -> bool:
+    """Whether `docker` is there and does what it is asked; `version` asks the engine."""
+    try:
+        run("docker", *arguments, timeout=20)
+    except CommandError:
+        return False
+    return True
+
+
+def must_be_own(environment: Mapping[str, str], docker: Docker) -> bool:
     """Whether an engine has to be started, because none answers.
+
+    Args:
+        environment: has the permission to start one, or not.
+        docker: runs `docker` with some arguments and says whether that worked.
 
     Raises:
         NoEngineError: none answers, and the environment or the system doesn't let us start one.
     """
-    if _answers():
+    if docker("version"):
         for plugin in ("compose", "buildx"):
-            _demand(plugin)
+            if not docker(plugin, "version"):
+                raise NoEngineError(f"an engine answers, but `docker {plugin}` does not: install it")
         return False
     if environment.get(PERMISSION) != "1":
         raise NoEngineError(f"no container engine answers, and {PERMISSION}=1, which lets this start one, is not set")
@@ -87,7 +103,7 @@ def own_engine(folder: Path) -> Iterator[Engine]:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         give_up = time.monotonic() + _START_S
-        while not _answers():
+        while not docker_works("version"):
             if process.poll() is not None or time.monotonic() > give_up:
                 raise CommandError(f"dockerd did not start:\n{(folder / 'log').read_text()[-4_000:]}")
             time.sleep(0.2)
@@ -143,21 +159,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _answers() -> bool:
-    try:
-        run("docker", "version", "--format", "{{.Server.Version}}", timeout=20)
-    except CommandError:
-        return False
-    return True
-
-
-def _demand(plugin: str) -> None:
-    try:
-        run("docker", plugin, "version", timeout=20)
-    except CommandError as error:
-        raise NoEngineError(f"an engine answers, but `docker {plugin}` does not: install it") from error
 
 
 def _is_debian_12() -> bool:
