@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import yaml
 
+from service.processes import _END_MARGIN_S
+from service.server import _FAREWELL_S
 from tests.docker.commands import run
 from tests.docker.engine import Engine
 
@@ -181,3 +183,8 @@ def compose_file(path: Path = COMPOSE_FILE) -> dict[str, Any]:
     """A compose file as it is written, variables and all."""
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
+
+
+def drain_bound_s(milliseconds: str) -> float:
+    """The most that a server of several processes takes to end."""
+    return _FAREWELL_S + int(milliseconds) / 1e3 + _END_MARGIN_S

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "docker" / "prometheus"
@@ -74,3 +78,19 @@ def recorded_in(query: str) -> set[str]:
 def without_data(queries: Mapping[str, str], ask: Ask) -> list[str]:
     """The names of those queries that have no answer, or none that is a number."""
     return [name for name, query in queries.items() if all(map(math.isnan, ask(query)))]
+
+
+def samples_exposed() -> dict[str, set[str]]:
+    """The samples that a service exposes that has served, by name, with the bounds of their buckets."""
+    metrics = Metrics(CollectorRegistry())
+    instruments = metrics.for_model("sentiment", 1)
+    for name in instruments.__slots__:
+        instrument = getattr(instruments, name)
+        instrument.inc() if name == "texts" else instrument.observe(0.1)
+    metrics.refusals.labels("overloaded").inc()
+    metrics.sample(0)
+    samples: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(metrics.expose().decode()):
+        for sample in family.samples:
+            samples.setdefault(sample.name, set()).add(sample.labels.get("le", ""))
+    return samples
