@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_every_foreign_image_has_the_tag_of_one_release() -> None:
         assert re.search(r":v?\d+\.\d+\.\d+(-|$)", image), image
 
 
+def test_images_and_manifests_name_the_version_that_the_project_has() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"ARG VERSION={version}\n" in DOCKERFILE.read_text()
+    for path in (ROOT / "docker/kubernetes").rglob("*.yaml"):
+        for named in re.findall(r"image: (\S+)", path.read_text()):
+            assert named == f"successor:{version}"
+
+
 def test_all_that_is_copied_into_an_image_is_there_and_not_ignored() -> None:
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
@@ -52,6 +61,13 @@ def test_all_that_is_copied_into_an_image_is_there_and_not_ignored() -> None:
 def test_every_variable_of_ours_is_a_setting(path: Path) -> None:
     settings = {(PREFIX + field).upper() for field in Settings.model_fields} | {"SUCCESSOR_CACHE_DIR"}
     assert set(re.findall(rf"\b{PREFIX}[A-Z_]+", path.read_text())) <= settings
+
+
+def test_every_variable_of_the_compose_file_is_documented() -> None:
+    readme = (ROOT / "README.md").read_text()
+    variables = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()))
+    assert len(variables) > 5
+    assert [name for name in sorted(variables) if f"`{name}`" not in readme] == []
 
 
 def test_no_secret_comes_from_the_environment() -> None:

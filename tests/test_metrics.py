@@ -38,6 +38,13 @@ def test_every_instrument_is_exposed_with_its_description() -> None:
     assert [(one.labels, one.value) for one in counts] == [({"model": "sentiment", "version": "3"}, 1.0)]
 
 
+def test_restarts_are_counted_from_0_so_that_the_first_is_an_increase() -> None:
+    families = text_string_to_metric_families(Metrics(CollectorRegistry()).expose().decode())
+    (restarts,) = [family for family in families if family.name == "successor_worker_restarts"]
+    totals = [sample for sample in restarts.samples if sample.name.endswith("_total")]
+    assert {sample.labels["reason"]: sample.value for sample in totals} == {"died": 0, "stuck": 0}
+
+
 def test_a_sample_sets_depth_and_memory() -> None:
     registry = CollectorRegistry()
     Metrics(registry).sample(7)

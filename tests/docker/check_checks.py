@@ -25,7 +25,7 @@ def test_a_health_check_that_asks_the_wrong_route_is_noticed(
     with built(engine, broken) as wrong, deployed(wrong, full_store.root, "service") as deployment:
         deployment.await_ready(within=30)
         with pytest.raises(AssertionError, match="not healthy within"):
-            deployment.await_healthy("service", within=12)
+            deployment.await_healthy("service", within=20)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.docker.deployment import Deployment
 
 
 def test_it_is_healthy_by_its_own_check(running: Deployment) -> None:
-    running.await_healthy("service", within=15)
+    running.await_healthy("service", within=20)
 
 
 def test_it_classifies_through_the_published_port_with_every_model_of_the_store(
