@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## every test, with coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term
 
 test-docker: $(INSTALLED)  ## the images and the compose file, built and run on a container engine
-	$(BIN)/python -m pytest tests/docker --override-ini python_files='check_*.py' -p no:cacheprovider
+	$(BIN)/python -m pytest tests/docker --override-ini python_files='check_*.py' -p no:cacheprovider -r fE
 
 check: $(INSTALLED)  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

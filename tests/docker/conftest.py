@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what was measured."""
+    """Print what was measured, or why it was not."""
     for figure in config.stash[_FIGURES]:
         terminalreporter.write_line(figure)
 
@@ -45,27 +45,28 @@ def figures(pytestconfig: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
     """The engine that answers, or one of our own with base images that are made here."""
     try:
-        own = must_be_own(os.environ, docker_works)
+        if not must_be_own(os.environ, docker_works):
+            yield Engine(own=False)
+            return
+        install()
+        # A short name: a socket's path has at most 107 characters.
+        folder = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                archive = pool.submit(make_base_archive, folder)
+                with own_engine(folder) as engine:
+                    base = base_image(DOCKERFILE.read_text())
+                    import_base(archive.result(), base)
+                    make_prometheus(folder, base, compose_file()["services"]["prometheus"]["image"])
+                    yield engine
+        finally:
+            shutil.rmtree(folder)
     except NoEngineError as why:
+        pytestconfig.stash[_FIGURES].append(f"what needs a container engine is skipped: {why}")
         pytest.skip(str(why))
-    if not own:
-        yield Engine(own=False)
-        return
-    install()
-    folder = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))  # short: a socket's path has at most 107 characters
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            archive = pool.submit(make_base_archive, folder)
-            with own_engine(folder) as engine:
-                base = base_image(DOCKERFILE.read_text())
-                import_base(archive.result(), base)
-                make_prometheus(folder, base, compose_file()["services"]["prometheus"]["image"])
-                yield engine
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

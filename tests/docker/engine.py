@@ -79,18 +79,28 @@ def must_be_own(environment: Mapping[str, str], docker: Docker) -> bool:
 
 
 def install() -> None:
-    """Install the engine, and what base images are made with, where they are not there yet."""
-    programs = ("dockerd", "iptables", "mmdebstrap", "prometheus")
-    if all(shutil.which(program) for program in programs):
+    """Install the engine, and what base images are made with, where they are not there yet.
+
+    Raises:
+        NoEngineError: the system's package sources don't have them, or can't be reached.
+    """
+    if all(shutil.which(program) for program in ("dockerd", "iptables", "mmdebstrap", "prometheus")):
         return
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-    run("apt-get", "update", "-qq", variables=quiet)
-    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES, variables=quiet)
+    try:
+        run("apt-get", "update", "-qq", variables=quiet)
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES, variables=quiet)
+    except CommandError as error:
+        raise NoEngineError(f"no container engine answers, and none can be installed: {error}") from error
 
 
 @contextlib.contextmanager
 def own_engine(folder: Path) -> Iterator[Engine]:
-    """Start dockerd in `folder`, point `docker` at it, and end it with all that it holds."""
+    """Start dockerd in `folder`, point `docker` at it, and end it with all that it holds.
+
+    Raises:
+        NoEngineError: it doesn't start, as in a container that lacks the rights.
+    """
     install_plugins(folder / "apt", folder / "config" / "cli-plugins")
     socket = folder / "s"
     state = ("--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid")
@@ -105,7 +115,9 @@ def own_engine(folder: Path) -> Iterator[Engine]:
         give_up = time.monotonic() + _START_S
         while not docker_works("version"):
             if process.poll() is not None or time.monotonic() > give_up:
-                raise CommandError(f"dockerd did not start:\n{(folder / 'log').read_text()[-4_000:]}")
+                raise NoEngineError(
+                    f"a container engine of our own does not start:\n{(folder / 'log').read_text()[-800:]}"
+                )
             time.sleep(0.2)
         yield Engine(own=True)
     finally:
