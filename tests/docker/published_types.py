@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-_SIMPLE = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+_SIMPLE: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
 _REQUIRED = re.compile(r"Invalid value for `(\w+)`, must not be `None`")
 
 
