@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics
@@ -86,7 +86,10 @@ def samples_exposed() -> dict[str, set[str]]:
     instruments = metrics.for_model("sentiment", 1)
     for name in instruments.__slots__:
         instrument = getattr(instruments, name)
-        instrument.inc() if name == "texts" else instrument.observe(0.1)
+        if isinstance(instrument, Histogram):
+            instrument.observe(0.1)
+        else:
+            instrument.inc()
     metrics.refusals.labels("overloaded").inc()
     metrics.sample(0)
     samples: dict[str, set[str]] = {}
