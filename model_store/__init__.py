@@ -3,7 +3,8 @@
 Read in this order:
 
 1. `manifest`: the words: a model's id, its files, the manifest of one version.
-2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases; `disk` is what it writes with.
+2. `store`: list, resolve, open with verified digests, publish all or nothing, aliases; `disk` is what it writes with,
+   `external_data` what a model file may make others read.
 3. `encoding`: text or pair to token ids.
 4. `classifier`: `OnnxClassifier`: encode, run, scores; what the gate and the server both run.
 5. `statistics`: intervals for comparisons. `machine`: what figures were measured on.

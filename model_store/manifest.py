@@ -164,6 +164,13 @@ class Artifact(FileDigest):
     dev_metric: float = Field(description="the task's main metric on dev")
     latency: tuple[LatencyMeasurement, ...] = ()
 
+    @model_validator(mode="after")
+    def _onnx(self) -> Self:
+        # ONNX Runtime chooses its parser by the name.
+        if not self.file.endswith(".onnx"):
+            raise ValueError(f"a model file must be ONNX and named so: {self.file!r} does not end in '.onnx'")
+        return self
+
 
 class Split(Record):
     """One split of the data, as it was used."""

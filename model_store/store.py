@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from model_store.disk import MAX_RECORD_BYTES, Disk, list_entries, read_record
 from model_store.errors import (
+    ClassifierError,
     IntegrityError,
     InvalidReferenceError,
     ModelNotFoundError,
@@ -31,6 +32,7 @@ from model_store.errors import (
     StoreWriteError,
     VersionInUseError,
 )
+from model_store.external_data import external_locations
 from model_store.manifest import (
     MANIFEST_FILE,
     MAX_VERSION,
@@ -194,7 +196,8 @@ class ModelStore:
 
         Raises:
             ModelNotFoundError: no such version.
-            IntegrityError: a file is missing, changed, truncated, a link, or not listed in the manifest.
+            IntegrityError: a file is missing, changed, truncated, a link, or not listed in the manifest, or a model's
+                weights lie in none of them.
         """
         manifest = self.manifest(model)
         folder = self._folder(model)
@@ -213,6 +216,7 @@ class ModelStore:
                         f"{model}: {file} is not what was published ({size} bytes, sha256 {digest[:12]}…; expected"
                         f" {entry.bytes}, {entry.sha256[:12]}…): restore it, or remove the version"
                     )
+            _check_self_contained(folder, manifest)
         except OSError as error:
             raise IntegrityError(f"the files of {model} can't be read ({error.strerror}): check their owner") from error
         return StoredVersion(folder=folder, manifest=manifest)
@@ -227,7 +231,7 @@ class ModelStore:
         Raises:
             InvalidReferenceError: the name, an alias or a file's name is not well formed.
             StoreError: the draft is not valid, or one of `files` can't be read.
-            IntegrityError: an artifact's bytes are not those that were measured.
+            IntegrityError: an artifact's bytes are not those that were measured, or no ONNX file that keeps to `files`.
             StoreWriteError: the store could not be written.
         """
         for alias in aliases:
@@ -241,6 +245,7 @@ class ModelStore:
                 self._disk.make_folder(aside)
                 digests = {name: self._copy(source, aside / name) for name, source in files.items()}
                 manifest = self._number(draft, version, digests)
+                _check_self_contained(aside, manifest)
                 self._write(aside / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
                 self._disk.sync(aside)
                 if aliases:
@@ -373,6 +378,25 @@ class ModelStore:
             )
         except ValidationError as error:
             raise StoreError(f"{draft.name!r} can't be published: {error.errors()[0]['msg']}") from error
+
+
+def _check_self_contained(folder: Path, manifest: Manifest) -> None:
+    """See that no model of a version makes the runtime open a file that the version does not hold.
+
+    Raises:
+        IntegrityError: one does, or is no ONNX file.
+    """
+    held = {entry.file for entry in (*manifest.artifacts, *manifest.files)}
+    for artifact in manifest.artifacts:
+        try:
+            outside = sorted(external_locations(folder / artifact.file) - held)
+        except ClassifierError as error:
+            raise IntegrityError(f"{manifest.id}: {error}: publish the model again") from error
+        if outside:
+            raise IntegrityError(
+                f"{manifest.id}: {artifact.file} reads {outside[0][:80]!r}, which is not a file of the version:"
+                " publish them together"
+            )
 
 
 def _is_name(text: str) -> bool:

@@ -167,3 +167,10 @@ def test_a_check_passes_on_the_right_side_of_its_bound(direction: str, value: fl
 def test_a_digest_has_as_many_bytes_as_none_or_more() -> None:
     with pytest.raises(ValidationError):
         FileDigest(file="a", sha256="0" * 64, bytes=-1)
+
+
+@pytest.mark.parametrize("file", ["model.pt", "model.bin", "model.pkl", "model.ort", "model.onnx.pkl", "model"])
+def test_a_model_file_of_another_kind_than_onnx_is_refused(file: str) -> None:
+    fields = fake_manifest().artifacts[0].model_dump() | {"file": file}
+    with pytest.raises(ValidationError, match=r"does not end in '\.onnx'"):
+        Artifact.model_validate(fields)

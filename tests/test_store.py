@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,11 +10,15 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store.disk import MAX_RECORD_BYTES
+from model_store.classifier import OnnxClassifier
+from model_store.disk import MAX_RECORD_BYTES, Disk
+from model_store.encoding import TextItem
 from model_store.errors import (
     IntegrityError,
     InvalidReferenceError,
@@ -22,9 +27,9 @@ from model_store.errors import (
     StoreWriteError,
     VersionInUseError,
 )
-from model_store.manifest import MANIFEST_FILE, ModelId
-from model_store.store import ModelStore
-from tests.tiny import MODEL_FILE, make_tiny_version, tiny_draft
+from model_store.manifest import MANIFEST_FILE, TOKENIZER_FILE, ModelId
+from model_store.store import Draft, ModelStore, digest_file
+from tests.tiny import MODEL_FILE, TinyWeights, make_tiny_version, tiny_draft
 
 
 def folder_of(store: ModelStore, model: ModelId) -> Path:
@@ -317,6 +322,97 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(store: ModelStore, ti
     (folder_of(store, tiny) / "weights.bin").write_bytes(b"")
     with pytest.raises(IntegrityError, match=r"weights\.bin"):
         store.open(tiny)
+
+
+def reading(location: str, draft: Draft, files: dict[str, Path]) -> tuple[Draft, dict[str, Path]]:
+    """The same version with weights that lie at `location`."""
+    path = files[MODEL_FILE]
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "embedding":
+            onnx.external_data_helper.set_external_data(tensor, location)
+            weights = tensor.raw_data
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+    path.write_bytes(model.SerializeToString())
+    (path.parent / "weights.bin").write_bytes(weights)
+    sha256, size = digest_file(path)
+    artifact = draft.artifacts[0].model_copy(update={"sha256": sha256, "bytes": size})
+    return draft.model_copy(update={"artifacts": (artifact,)}), files
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "sub/weights.bin", "weights.bin", ""])
+def test_a_model_that_reads_what_is_not_in_its_version_is_not_published(
+    store: ModelStore, tmp_path: Path, location: str
+) -> None:
+    draft, files = reading(location, *tiny_draft(tmp_path / "draft"))
+    with pytest.raises(IntegrityError, match="which is not a file of the version: publish them together"):
+        store.publish(draft, files)
+    assert store.names() == []
+
+
+@pytest.mark.parametrize("location", ["../../../secret", "/etc/passwd", f"../../tiny/1/{TOKENIZER_FILE}"])
+def test_a_malicious_version_whose_model_reads_elsewhere_is_neither_opened_nor_promoted_nor_loaded(
+    store: ModelStore, tiny: ModelId, tmp_path: Path, location: str
+) -> None:
+    """Every digest is right: whoever wrote the version wrote its manifest too."""
+    (store.root.parent / "secret").write_bytes(bytes(4096))
+    draft, files = reading(location, *tiny_draft(tmp_path / "draft"))
+    folder = folder_of(store, tiny)
+    for file in (MODEL_FILE, MANIFEST_FILE):
+        (folder / file).chmod(0o644)
+    manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+    manifest["artifacts"] = [draft.artifacts[0].model_dump(mode="json")]
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    shutil.copyfile(files[MODEL_FILE], folder / MODEL_FILE)
+    with pytest.raises(IntegrityError, match="which is not a file of the version"):
+        store.open(tiny)
+    with pytest.raises(IntegrityError, match="which is not a file of the version"):
+        store.promote(tiny, "canary")
+
+
+def test_a_model_whose_weights_lie_beside_it_in_its_version_answers(store: ModelStore, tmp_path: Path) -> None:
+    draft, files = reading("weights.bin", *tiny_draft(tmp_path / "draft"))
+    model = store.publish(draft, {**files, "weights.bin": tmp_path / "draft" / "weights.bin"})
+    classifier = OnnxClassifier(store.open(model))
+    encoded = classifier.encode(TextItem("a good film"))
+    expected = TinyWeights.drawn(2, 0).logits(encoded.input_ids)
+    np.testing.assert_allclose(classifier.run([encoded])[0], expected, atol=1e-5)
+
+
+def test_a_model_file_that_is_not_onnx_is_not_published(store: ModelStore, tmp_path: Path) -> None:
+    draft, files = tiny_draft(tmp_path / "draft")
+    files[MODEL_FILE].write_bytes(b"\x80\x04\x95 a pickle")
+    sha256, size = digest_file(files[MODEL_FILE])
+    artifact = draft.artifacts[0].model_copy(update={"sha256": sha256, "bytes": size})
+    with pytest.raises(IntegrityError, match=r"tiny@1: fp32\.onnx is not an ONNX file"):
+        store.publish(draft.model_copy(update={"artifacts": (artifact,)}), files)
+
+
+def test_a_pipe_in_place_of_a_record_is_refused_at_once(store: ModelStore, tiny: ModelId) -> None:
+    for path in (store.root / "tiny" / "aliases.json", folder_of(store, tiny) / MANIFEST_FILE):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(IntegrityError, match="restore or delete"):
+        store.aliases("tiny")
+    with pytest.raises(IntegrityError, match="Invalid argument"):
+        store.manifest(tiny)
+
+
+def test_a_store_that_cannot_be_written_is_read_and_served(tiny_store: ModelStore) -> None:
+    """A disk that refuses every write stands for a mount that is read-only; root could write anywhere else."""
+    read_only = ModelStore(tiny_store.root, _ReadOnly())
+    classifier = OnnxClassifier(read_only.open(read_only.resolve("tiny")))
+    assert classifier.run([classifier.encode(TextItem("a good film"))]).shape == (1, 2)
+    with pytest.raises(StoreWriteError, match="mount it writable"):
+        read_only.promote(read_only.resolve("tiny"), "canary")
+
+
+class _ReadOnly(Disk):
+    """Fails as a read-only mount does."""
+
+    def sync(self, path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_another_versions_manifest_is_refused(store: ModelStore, tiny: ModelId) -> None:

@@ -56,6 +56,13 @@ def test_a_folder_that_transformers_did_not_save_is_refused(tmp_path: Path) -> N
         inspect_weights(tmp_path)
 
 
+def test_weights_in_a_pickle_are_not_read(tmp_path: Path) -> None:
+    save(tmp_path, {"num_hidden_layers": 2})
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="other formats are not read, so save the model again"):
+        inspect_weights(tmp_path)
+
+
 def test_a_hub_is_not_asked_offline() -> None:
     with pytest.raises(NotFetchedError, match="org/name is on a hub"):
         HubWeights(hub="org/name").folder(offline=True)

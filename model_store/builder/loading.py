@@ -17,6 +17,7 @@ def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
     problem = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         folder,
+        use_safetensors=True,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         problem_type=problem.get(context.data.problem, "regression"),

@@ -17,7 +17,8 @@ from model_store.builder.step import Shape
 from model_store.store import digest_file
 
 LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+# Nothing else: the other formats that weights come in are pickles, which run what they hold.
+_WEIGHT_FILES = "*.safetensors"
 
 
 class PackageWeights(PinnedPackage):
@@ -124,9 +125,12 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
     layers = next((config[key] for key in LAYER_KEYS if isinstance(config.get(key), int)), None)
     if layers is None:
         raise WeightsError(f"predecessor: {folder}/config.json names no number of layers ({', '.join(LAYER_KEYS)})")
-    files = sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
+    files = sorted(folder.glob(_WEIGHT_FILES))
     if not files:
-        raise WeightsError(f"predecessor: {folder} has no weights ({' or '.join(_WEIGHT_FILES)})")
+        raise WeightsError(
+            f"predecessor: {folder} has no weights ({_WEIGHT_FILES}): other formats are not read,"
+            " so save the model again with transformers' save_pretrained"
+        )
     tuned = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
     labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     digest = hashlib.sha256("".join(digest_file(file)[0] for file in (folder / "config.json", *files)).encode())
