@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export SUCCESSOR_CACHE_DIR ?= $(CURDIR)/artifacts/cache
 
-.PHONY: demo test test-docker check bench bench-peers clean
+.PHONY: demo test test-docker fuzz check bench bench-peers clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ check: $(INSTALLED)  ## formatting, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(INSTALLED)  ## ten thousand generated requests against the whole API
+	API_CASES=10000 $(BIN)/python -m pytest tests/end_to_end/test_fuzzing.py
 
 bench: $(INSTALLED)  ## the service against the engine alone, on this machine
 	$(BIN)/python -m tests.benchmarks

@@ -10,7 +10,8 @@ Read in this order:
 6. `loading`, `registry`, `demand`: from the store to a model that answers; which version a request means; which names
    operators load or let go of by hand.
 7. `api`: one file for each dialect.
-8. `errors`, `metrics`: every error and its status; every instrument.
+8. `errors`, `metrics`: every error and its status; every instrument. `access`, `rate_limit`: API keys and how often
+   each may be used. `telemetry`, `tracing`: traces.
 9. `server`, `protocol`, `logs`: sockets and signals; one connection.
 10. `processes`, `control`: several server processes, and what they are told together.
 11. `comparison`, `cli`: two models against each other over HTTP; the command line.

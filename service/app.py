@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
 from model_store.errors import RuntimeInstallationError, SuccessorError
 from model_store.store import ModelStore
+from service import telemetry
+from service.access import Keyring
 from service.api import operations
+from service.api.access_schema import SECURITY_SCHEMES, add_access
 from service.api.common import Reply, Service, explain
 from service.api.dialects import TABLE
 from service.api.endpoint import refuse_method
@@ -34,16 +38,24 @@ from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 DESCRIPTION = """Classifies texts with the models of a store. A request names a model: `sentiment` (its production
 version), `sentiment@3` (a version) or `sentiment@canary` (an alias). Every error has the same shape."""
 
 
-def create_app(settings: Settings, control_dir: Path | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    control_dir: Path | None = None,
+    open_tracing: Callable[[], Tracing | None] = telemetry.open_tracing,
+) -> FastAPI:
     """The application; its lifespan owns the engine and the registry.
 
     Args:
         settings: what to serve, and how.
         control_dir: a folder that all processes of one server share, where it has several.
+        open_tracing: what makes spans, if anything does.
 
     Raises:
         RuntimeInstallationError: ONNX Runtime is missing or there twice.
@@ -51,14 +63,25 @@ def create_app(settings: Settings, control_dir: Path | None = None) -> FastAPI:
     """
     provider = check_installation(settings)
     app = Application(
-        title="Successor", description=DESCRIPTION, lifespan=lambda _: running(settings, provider, control_dir)
+        title="Successor",
+        description=DESCRIPTION,
+        lifespan=lambda _: running(settings, provider, control_dir, open_tracing),
     )
     app.include_router(operations.router)
     app.add_middleware(Envelope, dialect_of=TABLE.dialect_of)
     app.add_exception_handler(SuccessorError, _expected)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(RequestValidationError, _invalid)
-    document(app)
+    document(app, keys=settings.api_keys_file is not None)
+    if settings.cors_origins:
+        # Outermost: a preflight carries no key, and refusals must be readable too.
+        app.outermost = CORSMiddleware(
+            app.answer,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
     return app
 
 
@@ -76,7 +99,9 @@ def check_installation(settings: Settings) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, provider: str, control_dir: Path | None) -> AsyncIterator[dict[str, Service]]:
+async def running(
+    settings: Settings, provider: str, control_dir: Path | None, open_tracing: Callable[[], Tracing | None]
+) -> AsyncIterator[dict[str, Service]]:
     """A service that is ready inside the block: models loaded, workers started; all ended after it."""
     metrics = Metrics(CollectorRegistry())
     on_cpu = provider == PROVIDERS["cpu"]
@@ -101,6 +126,7 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         demand=Demand(shared_dir / "demand" if shared_dir is not None else None),
     )
     control = None if control_dir is None else Control(control_dir, registry.sync)
+    keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file, control_dir)
     await registry.sync()
     engine = Engine(
         workers=workers,
@@ -114,7 +140,11 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
         tasks.append(asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)))
     if control is not None:
         tasks.append(asyncio.create_task(control.follow()))
-    service = Service(settings, provider, store, engine, registry, metrics, control)
+    if keyring is not None:
+        tasks.append(asyncio.create_task(keyring.follow()))
+    port = settings.operations_port
+    tracing = open_tracing()
+    service = Service(settings, provider, store, engine, registry, metrics, control, keyring, port, tracing)
     try:
         async with _grpc(service):
             yield {"service": service}
@@ -123,6 +153,10 @@ async def running(settings: Settings, provider: str, control_dir: Path | None) -
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
+        if keyring is not None:
+            keyring.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         for served in registry.table.models.values():
             loader.keep(served.classifier, served.cost)
 
@@ -139,7 +173,14 @@ def _grpc(service: Service) -> contextlib.AbstractAsyncContextManager[object]:
 class Application(FastAPI):
     """FastAPI with a short way for the dialects: its routing and middleware cost as much as a route's own Python."""
 
+    outermost: ASGIApp | None = None
+    """What is around every route, if the settings ask for it; `create_app` sets it."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or run the lifespan."""
+        await (self.outermost or self.answer)(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what a dialect's table has straight there, everything else through FastAPI."""
         found = TABLE.find(scope["path"]) if scope["type"] == "http" else None
         if found is None:
@@ -161,8 +202,8 @@ async def _answer_from_table(scope: Scope, receive: Receive, send: Send) -> None
 _short_way = Envelope(_answer_from_table, TABLE.dialect_of)
 
 
-def document(app: FastAPI) -> None:
-    """Put the plain ASGI routes into the OpenAPI document beside those that FastAPI knows."""
+def document(app: FastAPI, *, keys: bool) -> None:
+    """Put the plain ASGI routes into the OpenAPI document beside those that FastAPI knows, and how to get in."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -179,6 +220,8 @@ def document(app: FastAPI) -> None:
             for stranger in ("HTTPValidationError", "ValidationError"):
                 known.pop(stranger, None)
             known.update(schemas)
+            schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+            add_access(schema["paths"], TABLE, keys=keys)
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -36,6 +36,8 @@ class Answer:
     queue_s: float
     tokenisation_s: float
     inference_s: float
+    tokenisation_at: float = 0.0
+    """When its tokenisation began, on the engine's clock."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +70,7 @@ class Item:
     estimate_s: float
     encoded: EncodedText = _NOT_ENCODED
     tokenisation_s: float = 0.0
+    tokenisation_at: float = 0.0
     taken: bool = False
     """Set when it leaves the queue; the queue's heaps drop it later."""
     alone: bool = False

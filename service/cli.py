@@ -1,4 +1,4 @@
-"""The command line `successor …`: `serve`, `models`, `compare`, and the commands that other packages add.
+"""The command line `successor …`: `serve`, `models`, `keys`, `compare`, and the commands that other packages add.
 
 Another package adds a command through the entry-point group `successor.commands`: a plain function with Typer's
 annotations. Commands are imported only when they are asked for: listing models never loads a runtime, and a package
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model_store.errors import SuccessorError
+from service.cli_keys import keys
 from service.cli_models import models
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 COMMAND_GROUP = "successor.commands"
 COMPARE = EntryPoint("compare", "service.comparison.cli:compare", COMMAND_GROUP)
-OWN_COMMANDS = ("serve", "models")
+OWN_COMMANDS = ("serve", "models", "keys")
 
 
 def serve(
@@ -95,6 +96,7 @@ def command_line(arguments: Sequence[str], plugins: Sequence[EntryPoint]) -> typ
     app.callback()(_root)
     app.command(epilog="Example: successor serve --store artifacts/store --port 8000")(serve)
     app.add_typer(models, name="models")
+    app.add_typer(keys, name="keys")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked not in OWN_COMMANDS:
         taken = set(OWN_COMMANDS)

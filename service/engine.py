@@ -234,7 +234,13 @@ class Engine:
         instruments.queue.observe(queued)
         instruments.tokenisation.observe(item.tokenisation_s)
         job.answers[item.index] = Answer(
-            outcome, len(item.encoded), item.encoded.truncated, queued, item.tokenisation_s, ran.ended - ran.started
+            outcome,
+            len(item.encoded),
+            item.encoded.truncated,
+            queued,
+            item.tokenisation_s,
+            ran.ended - ran.started,
+            item.tokenisation_at,
         )
         instruments.texts.inc()
         job.pending -= 1

@@ -48,6 +48,14 @@ class RequestTimeoutError(ServiceError):
     """The request's header and body did not arrive in time."""
 
 
+class HeaderTooLargeError(ServiceError):
+    """The request's line and header have more bytes than the server reads."""
+
+
+class TooManyConnectionsError(ServiceError):
+    """The server has as many connections open as it may; this one was closed."""
+
+
 class TooManyTextsError(ServiceError):
     """One request has more texts than the server takes."""
 
@@ -89,12 +97,28 @@ class ShuttingDownError(ServiceError):
     """The server is going down and takes no more work."""
 
 
-class AdministrationError(ServiceError):
-    """An administrative route was called without the right to."""
+class AuthenticationError(ServiceError):
+    """The request has no API key, or one that is not known (any more)."""
+
+
+class NotPermittedError(ServiceError):
+    """The API key lacks the scope that the route needs, or administration is off: there are no keys."""
+
+
+class RateLimitedError(OverloadedError):
+    """The API key has sent more requests than it may."""
+
+
+class WrongPortError(ServiceError):
+    """The route is on the server's other port."""
 
 
 class ListenError(ServiceError):
     """The server can't listen on the address that it was given."""
+
+
+class TlsError(ServiceError):
+    """The certificate or its private key can't be used."""
 
 
 class NotAcknowledgedError(ServiceError):
@@ -129,6 +153,8 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     BodyTooLargeError: Outcome(413, _INVALID, "body_too_large"),
     UnsupportedEncodingError: Outcome(415, _INVALID, "unsupported_encoding"),
     RequestTimeoutError: Outcome(408, "timeout_error", "request_timeout"),
+    HeaderTooLargeError: Outcome(431, _INVALID, "header_too_large"),
+    TooManyConnectionsError: Outcome(503, _BUSY, "too_many_connections"),
     TooManyTextsError: Outcome(413, _INVALID, "too_many_texts"),
     TextTooLargeError: Outcome(413, _INVALID, "text_too_large"),
     ModelNotLoadedError: Outcome(404, _MISSING, "model_not_found"),
@@ -137,10 +163,14 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     ClientGoneError: Outcome(499, _INVALID, "client_closed_request"),
     WorkerLostError: Outcome(503, _FAULT, "worker_lost"),
     ShuttingDownError: Outcome(503, _BUSY, "shutting_down"),
-    AdministrationError: Outcome(403, "permission_error", "not_permitted"),
+    AuthenticationError: Outcome(401, "authentication_error", "invalid_api_key"),
+    NotPermittedError: Outcome(403, "permission_error", "not_permitted"),
+    RateLimitedError: Outcome(429, _BUSY, "rate_limited"),
+    WrongPortError: Outcome(404, _MISSING, "route_not_found"),
     NotAcknowledgedError: Outcome(504, "timeout_error", "not_acknowledged"),
     DemandNotKeptError: Outcome(409, _CONFLICT, "state_not_writable"),
     ListenError: Outcome(500, _FAULT, "cannot_listen"),
+    TlsError: Outcome(500, _FAULT, "cannot_use_certificate"),
     store.StoreError: Outcome(500, _FAULT, "store_error"),
     store.InvalidReferenceError: Outcome(400, _INVALID, "invalid_model"),
     store.ModelNotFoundError: Outcome(404, _MISSING, "model_not_found"),

@@ -1,4 +1,4 @@
-"""Several server processes on one socket: started, replaced when they die, ended together."""
+"""Several server processes on the same sockets: started, replaced when they die, ended together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,8 @@ _POLL_S = 0.1
 # Beyond what processes allow themselves to drain.
 _END_MARGIN_S = 5.0
 
-RunProcess = Callable[[Settings, socket.socket, Path], int]
+Listeners = Sequence[socket.socket]
+RunProcess = Callable[[Settings, Listeners, Path], int]
 
 
 class Supervisor:
@@ -39,13 +40,13 @@ class Supervisor:
 
     Args:
         settings: every process's; `processes` says how many.
-        listener: the socket that all of them accept from.
+        listeners: the sockets that all of them accept from.
         run: what a process runs; must be importable, the processes are spawned.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, run: RunProcess) -> None:
+    def __init__(self, settings: Settings, listeners: Listeners, run: RunProcess) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._run = run
         self._context = multiprocessing.get_context("spawn")
         self._ending = threading.Event()
@@ -76,7 +77,7 @@ class Supervisor:
         self._ending.set()
 
     def _start(self) -> None:
-        process = self._context.Process(target=_enter, args=(self._run, self._settings, self._listener, self._control))
+        process = self._context.Process(target=_enter, args=(self._run, self._settings, self._listeners, self._control))
         process.start()
         self._started[process] = time.monotonic()
 
@@ -108,12 +109,12 @@ class Supervisor:
         return 0 if all(process.exitcode in {0, -signal.SIGTERM} for process in self._started) else 1
 
 
-def _enter(run: RunProcess, settings: Settings, listener: socket.socket, control: Path) -> None:
+def _enter(run: RunProcess, settings: Settings, listeners: Listeners, control: Path) -> None:
     """A process's main function."""
     # A terminal interrupts all processes of its session: here the parent decides when these end.
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    raise SystemExit(run(settings, listener, control))
+    raise SystemExit(run(settings, listeners, control))
 
 
 def _end_with_parent() -> None:

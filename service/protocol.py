@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from model_store.errors import SuccessorError
 from service.api.common import Connection, Service, explain
-from service.errors import InvalidRequestError, RequestTimeoutError, outcome_of
+from service.api.dialects import TABLE
+from service.errors import (
+    BodyTooLargeError,
+    HeaderTooLargeError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    TooManyConnectionsError,
+    outcome_of,
+)
+
+# How long, and for how many bytes, a connection that was refused is read on; how long one too many may say nothing.
+_LINGER_S = 1.0
+_LINGER_BYTES = 2**20
+# Bytes on the wire for a byte of a body, at most: a body may come in many small chunks.
+_WIRE_SHARE = 2
 
 
 class CorkedTransport(asyncio.Transport):
@@ -25,9 +39,12 @@ class CorkedTransport(asyncio.Transport):
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
+        self._ended = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep the bytes until the event loop's next turn."""
+        """Keep the bytes until the event loop's next turn; nothing may follow the end."""
+        if self._ended:
+            return
         if not self._parts:
             self._loop.call_soon(self._flush)
         self._parts.append(bytes(data))
@@ -36,6 +53,16 @@ class CorkedTransport(asyncio.Transport):
         """Close once everything is written."""
         self._flush()
         self._transport.close()
+
+    def can_write_eof(self) -> bool:
+        """Whether one side alone can be closed; with TLS it can't."""
+        return self._transport.can_write_eof()
+
+    def write_eof(self) -> None:
+        """Close the writing side once everything is written."""
+        self._flush()
+        self._ended = True
+        self._transport.write_eof()
 
     def abort(self) -> None:
         """Close now, whatever is not written yet."""
@@ -76,8 +103,51 @@ class Protocol(HttpToolsProtocol):
         self._service: Service = self.app_state["service"]
         self._begun = False  # a request has begun to arrive and has not ended
         self._since = self.loop.time()  # when that, or the wait for it, began
+        self._heading = True  # its header has not ended
+        self._chunk_bytes = 0  # of what is being read now
+        self._request_bytes = 0  # of the request, but for the chunk in which it began
+        self._refusal: SuccessorError | None = None  # why the connection ends; what comes then is thrown away
+        self.url = b""
         self.app_state = {**self.app_state, "connection": self._connection}
         super().connection_made(CorkedTransport(transport))
+        # An operator gets in where others are too many.
+        at_operations = self.server is not None and self.server[1] == self._service.operations_port
+        self._excess = len(self.connections) > self._service.settings.max_connections and not at_operations
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, but no request without end."""
+        self._request_bytes += len(data)
+        if self._refusal is not None:
+            if self._request_bytes > _LINGER_BYTES:
+                self.transport.close()
+            return
+        self._chunk_bytes = len(data)
+        super().data_received(data)
+        if self._request_bytes > self._service.settings.max_header_bytes and self._refusal is None:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Read no more of a request that is too large, though the application may have answered it long ago."""
+        settings = self._service.settings
+        if self._heading:
+            self._refuse(self._header_too_large())
+        elif self._begun and self._request_bytes > _WIRE_SHARE * settings.max_body_bytes + settings.max_header_bytes:
+            if self._answered():
+                self.transport.close()
+            else:
+                self._connection.timed_out = True
+                self._refuse(BodyTooLargeError(f"the body is larger than {settings.max_body_bytes} bytes"))
+
+    def on_headers_complete(self) -> None:
+        """Look at what a request needs to be let in, before anything else is made of it."""
+        self._heading = False
+        if self._excess:
+            self._stop(TooManyConnectionsError("the server has as many connections as it may: try again later"))
+        if self._request_bytes + self._chunk_bytes > self._service.settings.max_header_bytes:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._service.settings.max_header_bytes:
+                self._stop(self._header_too_large())
+        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection: nobody waits for its answers."""
@@ -87,7 +157,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Note when a request begins to arrive."""
-        self._begun = True
+        self._begun = self._heading = True
+        self._request_bytes = 0
         self._since = self.loop.time()
         super().on_message_begin()
 
@@ -122,6 +193,11 @@ class Protocol(HttpToolsProtocol):
             # Closed, but the client does not read what was written.
             if waited_s > receive_s + keep_alive_s:
                 self.transport.abort()
+        elif self._refusal is not None:
+            if waited_s > _LINGER_S:
+                self.transport.close()
+        elif self._excess and waited_s > _LINGER_S:
+            self._refuse(TooManyConnectionsError("the server has as many connections as it may: try again later"))
         elif not self._busy() and waited_s > (receive_s if self._begun else keep_alive_s):
             self._give_up()
 
@@ -135,10 +211,13 @@ class Protocol(HttpToolsProtocol):
         last = self._last
         return bool(self.pipeline) or (last is not None and not last.response_complete and not last.more_body)
 
-    def _give_up(self) -> None:
+    def _answered(self) -> bool:
+        """The request that is being read has its answer already."""
         last = self._last
-        answered = last is not None and last.scope is self.scope and last.response_started
-        if self._begun and not answered:
+        return last is not None and last.scope is self.scope and last.response_started
+
+    def _give_up(self) -> None:
+        if self._begun and not self._answered():
             self._connection.timed_out = True
             limit_ms = self._service.settings.receive_timeout_ms
             self._refuse(RequestTimeoutError(f"the request did not arrive within {limit_ms} ms: send it faster"))
@@ -146,13 +225,35 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Answer what is not HTTP, in the documented shape."""
-        self._refuse(InvalidRequestError("this is not a valid HTTP/1.1 request: see /docs"))
+        """Answer what is not HTTP, or what was stopped while it was read."""
+        self._refuse(self._refusal or InvalidRequestError("this is not a valid HTTP/1.1 request: see /docs"))
+
+    def _stop(self, error: SuccessorError) -> NoReturn:
+        """End the reading of a request from within; the parser then has it answered by `send_400_response`."""
+        self._refusal = error
+        raise error
+
+    def _header_too_large(self) -> SuccessorError:
+        limit = self._service.settings.max_header_bytes
+        return HeaderTooLargeError(f"the request's header is larger than {limit} bytes: send fewer or shorter fields")
 
     def _refuse(self, error: SuccessorError) -> None:
-        """Answer without the application, and close."""
+        """Answer without the application, and close.
+
+        The client may still be sending: what it sends is thrown away for a while, since closing at once would take the
+        answer back.
+        """
+        self._refusal = error
+        self._request_bytes = 0
+        self._since = self.loop.time()
+        last = self._last
+        if last is not None and last.scope is not self.scope and not last.response_complete:
+            # The answer would be taken for that of an earlier request.
+            self.transport.abort()
+            return
+        dialect = TABLE.dialect_of(self.url.partition(b"?")[0].decode("latin-1"))
         self._service.metrics.refusals.labels(outcome_of(error).code).inc()
-        reply = explain(error)
+        reply = explain(error, dialect)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(reply.body)),
@@ -164,4 +265,7 @@ class Protocol(HttpToolsProtocol):
             b"HTTP/1.1 %d %b\r\n%b\r\n%b"
             % (reply.status, HTTPStatus(reply.status).phrase.encode(), b"".join(lines), reply.body)
         )
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()

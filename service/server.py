@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import ipaddress
 import math
 import os
+import resource
 import signal
 import socket
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -16,11 +20,12 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from service.access import parse_keys, read_keys
 from service.api.common import Service
 from service.app import check_installation, create_app
-from service.errors import ListenError
+from service.errors import ListenError, TlsError
 from service.logs import configure_logs
-from service.processes import Supervisor
+from service.processes import Listeners, Supervisor
 from service.protocol import Protocol
 from service.settings import Settings
 
@@ -30,23 +35,79 @@ log = structlog.get_logger(__name__)
 _FAREWELL_S = 0.3
 # How many of uvicorn's ticks, each 0.1 s, lie between two sweeps over the connections.
 _SWEEP_TICKS = 5
+# Files that a process has open beside its connections.
+_OTHER_FILES = 256
 
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then answer what is in flight; returns the exit code.
 
     Raises:
-        ListenError: the address is taken or not this machine's.
+        ListenError: an address is taken or not this machine's.
+        TlsError: the certificate or its key can't be used.
         SuccessorError: the settings can't be met, see `create_app`.
     """
     configure_logs(settings)
     check_installation(settings)
+    check_access(settings)
     if settings.grpc_port:
         listen(settings.host, settings.grpc_port).close()  # each process binds it itself: say now that it is taken
-    with listen(settings.host, settings.port) as listener:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listen(settings.host, settings.port))]
+        if settings.operations_port is not None:
+            host = settings.operations_host or settings.host
+            listeners.append(stack.enter_context(listen(host, settings.operations_port)))
+            # Whichever port it is, requests are told apart by it.
+            settings = settings.model_copy(update={"operations_port": listeners[-1].getsockname()[1]})
         if settings.processes == 1:
-            return run_process(settings, listener)
-        return Supervisor(settings, listener, run_process).serve()
+            return run_process(settings, listeners)
+        return Supervisor(settings, listeners, run_process).serve()
+
+
+def check_access(settings: Settings) -> None:
+    """See before anything is started that keys and certificate can be used, and warn of a server that is open to all.
+
+    Raises:
+        KeysFileError: the API keys can't be read.
+        TlsError: the certificate or its key can't be used.
+    """
+    if settings.api_keys_file is not None:
+        parse_keys(read_keys(settings.api_keys_file), settings.api_keys_file)
+    elif not is_loopback(settings.host):
+        log.warning("anybody who reaches this address may use it: SUCCESSOR_API_KEYS_FILE", host=settings.host)
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        check_certificate(settings.tls_cert_file, settings.tls_key_file)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def check_certificate(cert_file: Path, key_file: Path) -> None:
+    """See that a certificate and its private key can be read and belong together.
+
+    Raises:
+        TlsError: one line that says what is wrong with which file.
+    """
+    for file in (cert_file, key_file):
+        try:
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise TlsError(f"{file} can't be read ({error.strerror}): check its path and owner") from error
+
+    def no_password() -> str:
+        raise TlsError(f"the private key {key_file} has a password: give the server one without")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise TlsError(f"the private key {key_file} is not that of the certificate {cert_file}") from error
+        raise TlsError(f"{cert_file} and {key_file} are not a certificate and its key in PEM") from error
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -74,8 +135,8 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def run_process(settings: Settings, listener: socket.socket, control_dir: Path | None = None) -> int:
-    """Run one server process on a listening socket until a signal ends it."""
+def run_process(settings: Settings, listeners: Listeners, control_dir: Path | None = None) -> int:
+    """Run one server process on listening sockets, the second for operations, until a signal ends it."""
     configure_logs(settings)
     app = create_app(settings, control_dir)
     config = uvicorn.Config(
@@ -90,13 +151,29 @@ def run_process(settings: Settings, listener: socket.socket, control_dir: Path |
         proxy_headers=False,
         timeout_keep_alive=math.ceil(settings.keep_alive_ms / 1e3),
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_ms / 1e3)),
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
     )
     server = Server(config)
     tune_interpreter()
-    host, port = listener.getsockname()[:2]
-    log.info("starting", url=f"http://{address(host, port)}", process=os.getpid())
-    server.run(sockets=[listener])
+    allow_connections(settings.max_connections)
+    scheme = "http" if settings.tls_cert_file is None else "https"
+    urls = [f"{scheme}://{address(*listener.getsockname()[:2])}" for listener in listeners]
+    log.info("starting", url=urls[0], operations=urls[-1], process=os.getpid())
+    server.run(sockets=list(listeners))
     return 0 if server.started else 1
+
+
+def allow_connections(count: int) -> None:
+    """Raise the process's limit of open files, as far as it may, to what so many connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("the limit of open files is below max_connections: raise it", limit=allowed, connections=count)
 
 
 def tune_interpreter() -> None:

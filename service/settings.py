@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import SuccessorError
@@ -17,7 +17,7 @@ from model_store.manifest import DEFAULT_STORE
 
 PREFIX = "SUCCESSOR_"
 # Variables of the same prefix that belong to other parts of the project.
-FOREIGN_VARIABLES = frozenset({"SUCCESSOR_CACHE_DIR", "SUCCESSOR_OWN_DOCKER"})
+FOREIGN_VARIABLES = frozenset({"SUCCESSOR_API_KEY", "SUCCESSOR_CACHE_DIR", "SUCCESSOR_OWN_DOCKER"})
 
 
 class InvalidSettingsError(SuccessorError):
@@ -65,8 +65,23 @@ class Settings(BaseSettings):
         " a version's other files up to this size are measured",
     )
 
-    admin_token: SecretStr | None = Field(None, description="what /v1/admin asks for; None: administration is off")
+    api_keys_file: Path | None = Field(
+        None, description="the file of API keys; None: anybody may infer, and administration is off"
+    )
+    operations_port: int | None = Field(
+        None, ge=0, le=65535, description="a port of their own for metrics and administration; None: the same port"
+    )
+    operations_host: str | None = Field(None, description="the address of that port; None: that of host")
+    tls_cert_file: Path | None = Field(None, description="the certificate and its chain, in PEM; None: no TLS")
+    tls_key_file: Path | None = Field(None, description="the certificate's private key, in PEM")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may call, as JSON or with commas, or *; empty: none"
+    )
 
+    max_connections: int = Field(
+        4_096, ge=1, description="open connections of one process; one more is answered with 503 and closed"
+    )
+    max_header_bytes: int = Field(32 * 2**10, ge=1_024, description="bytes of a request's line and header")
     max_body_bytes: int = Field(4 * 2**20, ge=1_024, description="bytes of a request's body")
     max_text_chars: int = Field(20_000, ge=1, description="characters of one text, before it is tokenised")
     max_texts_per_request: int = Field(256, ge=1, description="texts in one request")
@@ -90,14 +105,20 @@ class Settings(BaseSettings):
     )
     log_requests: bool = Field(default=False, description="one log line for every request, not only for failed ones")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "cors_origins", mode="before")
     @classmethod
-    def _split_models(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
             return json.loads(value)
-        return [reference.strip() for reference in value.split(",") if reference.strip()]
+        return [entry.strip() for entry in value.split(",") if entry.strip()]
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS needs both SUCCESSOR_TLS_CERT_FILE and SUCCESSOR_TLS_KEY_FILE")
+        return self
 
     @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:

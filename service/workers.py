@@ -224,6 +224,7 @@ class WorkerPool:
                 failed.outcomes.append(InvalidTextError(f"the text can't be tokenised: {error}"))
                 continue
             item.tokenisation_s = self._clock() - started
+            item.tokenisation_at = started
             job.model.learn_length(item.text, len(item.encoded))
             tokenised.append(item)
         if failed.items:

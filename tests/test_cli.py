@@ -335,7 +335,7 @@ def test_our_own_commands_can_not_be_replaced_and_import_nothing_else() -> None:
     assert "until SIGTERM" in invoke([plugin("serve", "tests.no_such_module:serve")], "serve", "--help").output
     app = command_line(["models", "list"], [GREET])
     assert [command.callback for command in app.registered_commands] == [serve]
-    assert OWN_COMMANDS == ("serve", "models")
+    assert OWN_COMMANDS == ("serve", "models", "keys")
 
 
 def test_the_first_of_two_commands_of_one_name_wins() -> None:
@@ -380,6 +380,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         ("build",),
         ("demo",),
         *(("models", verb) for verb in ("list", "show", "verify", "promote", "remove")),
+        *(("keys", verb) for verb in ("new", "list", "revoke")),
     ],
 )
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from model_store.errors import SuccessorError
 from service.api.common import NATIVE, Dialect, explain
 from service.api.dialects import TABLE
 from service.api.open_inference_grpc import code_of
-from service.errors import OUTCOMES, ROUTING, UNEXPECTED, Outcome, OverloadedError, outcome_of
+from service.errors import OUTCOMES, ROUTING, UNEXPECTED, AuthenticationError, Outcome, OverloadedError, outcome_of
 from tests.test_documentation import README, rows_of_table
 
 HEADER = "| status or code | Open Inference | gRPC | Text Embeddings Inference | Hugging Face |"
@@ -35,7 +35,7 @@ def documented(outcome: Outcome) -> list[str]:
 
 
 def made(error: type[SuccessorError]) -> SuccessorError:
-    return error("do this", retry_after_s=1.5) if error is OverloadedError else error("do this")
+    return error("do this", retry_after_s=1.5) if issubclass(error, OverloadedError) else error("do this")
 
 
 def test_all_dialects_are_known_here() -> None:
@@ -77,7 +77,9 @@ def test_every_error_is_explained_in_every_dialect(error: type[SuccessorError], 
     assert reply.status == dialect.show(outcome_of(made(error)), "do this", None)[0]
     assert reply.body == b"" or b"do this" in reply.body
     headers = dict(reply.headers)
-    if error is OverloadedError:
+    if error is AuthenticationError:
+        assert headers == {b"www-authenticate": b"Bearer"}
+    elif issubclass(error, OverloadedError):
         assert (headers[b"retry-after"], headers[b"retry-after-ms"]) == (b"2", b"1500")
     else:
         assert headers == {}

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.cli import COMMAND_GROUP, COMPARE, OWN_COMMANDS
+from service.cli_keys import keys
 from service.cli_models import models
 from service.errors import OUTCOMES, ROUTING, UNEXPECTED
 from service.metrics import Metrics
@@ -43,11 +44,13 @@ def metric_names() -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     for name in {*OWN_COMMANDS, COMPARE.name, *(entry.name for entry in entry_points(group=COMMAND_GROUP))} - {
-        "models"
+        "models",
+        "keys",
     }:
         yield f"successor {name}"
-    for command in models.registered_commands:
-        yield f"successor models {command.name}"
+    for group, app in (("models", models), ("keys", keys)):
+        for command in app.registered_commands:
+            yield f"successor {group} {command.name}"
 
 
 def codes() -> set[str]:

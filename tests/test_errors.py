@@ -13,7 +13,15 @@ from model_store.errors import SuccessorError
 from service.errors import OUTCOMES, UNEXPECTED, ModelNotLoadedError, outcome_of
 
 # Raised before a server exists or by programs that are none: no client ever sees them.
-_ELSEWHERE = ("service.settings", "service.server", "service.cli", "service.comparison", "model_store.builder", "tests")
+_ELSEWHERE = (
+    "service.access",
+    "service.settings",
+    "service.server",
+    "service.cli",
+    "service.comparison",
+    "model_store.builder",
+    "tests",
+)
 
 
 def subclasses(base: type[SuccessorError]) -> Iterator[type[SuccessorError]]:

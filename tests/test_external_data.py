@@ -24,7 +24,7 @@ def outside(location: str) -> TensorProto:
     return tensor
 
 
-def node_with(**attributes: Any) -> onnx.NodeProto:
+def node_with(**attributes: Any) -> onnx.NodeProto:  # noqa: ANN401 - whatever `make_node` takes
     return helper.make_node("Constant", [], ["c"], **attributes)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from httpx import Response
-from pydantic import SecretStr
 
 from model_store.classifier import OnnxClassifier, to_scores
 from model_store.encoding import TextItem
@@ -19,10 +18,10 @@ from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.app import create_app
 from service.settings import load_settings
+from tests.keys import BEARER, write_keys
 from tests.tiny import MODEL_FILE, make_tiny_version
 from tests.web import WebClient, running_app
 
-TOKEN = {"authorization": "Bearer secret"}
 LENGTH = "inference-header-content-length"
 
 
@@ -313,11 +312,15 @@ def test_a_model_says_what_it_has_done(client: WebClient) -> None:
 
 
 @pytest.fixture
-def own(store: ModelStore, tiny: ModelId) -> Iterator[WebClient]:
+def own(store: ModelStore, tiny: ModelId, tmp_path: Path) -> Iterator[WebClient]:
     """A client of a server whose models may be let go of."""
     make_tiny_version(store, "other")
     settings = load_settings(
-        store_dir=store.root, threads=1, store_poll_ms=0, models="tiny", admin_token=SecretStr("secret")
+        store_dir=store.root,
+        threads=1,
+        store_poll_ms=0,
+        models="tiny",
+        api_keys_file=write_keys(tmp_path / "keys.json", anonymous=("infer",)),
     )
     with running_app(create_app(settings)) as client:
         yield client
@@ -334,13 +337,13 @@ def test_the_repository_lists_what_answers_and_what_does_not(own: WebClient) -> 
 
 
 def test_a_model_is_loaded_and_let_go_of_by_hand(own: WebClient) -> None:
-    assert own.post("/v2/repository/models/other/load", headers=TOKEN).status_code == 200
+    assert own.post("/v2/repository/models/other/load", headers=BEARER).status_code == 200
     assert infer(own, ["dull"], "other").status_code == 200
-    assert own.post("/v2/repository/models/tiny/unload", headers=TOKEN).status_code == 200
+    assert own.post("/v2/repository/models/tiny/unload", headers=BEARER).status_code == 200
     refused(infer(own, ["dull"]), 404, "was unloaded")
     assert states(own) == {"other@1": ("READY", ""), "tiny@1": ("UNAVAILABLE", "unloaded")}
-    assert own.post("/v2/repository/models/tiny/unload", headers=TOKEN).status_code == 200
-    assert own.post("/v2/repository/models/tiny/load", headers=TOKEN).status_code == 200
+    assert own.post("/v2/repository/models/tiny/unload", headers=BEARER).status_code == 200
+    assert own.post("/v2/repository/models/tiny/load", headers=BEARER).status_code == 200
     assert infer(own, ["dull"]).status_code == 200
 
 
@@ -348,31 +351,35 @@ def test_what_was_let_go_of_stays_so_where_there_is_a_state_folder(
     store: ModelStore, tiny: ModelId, tmp_path: Path
 ) -> None:
     settings = load_settings(
-        store_dir=store.root, state_dir=tmp_path / "state", threads=1, admin_token=SecretStr("secret")
+        store_dir=store.root,
+        state_dir=tmp_path / "state",
+        threads=1,
+        api_keys_file=write_keys(tmp_path / "keys.json", anonymous=("infer",)),
     )
     with running_app(create_app(settings)) as client:
-        assert client.post("/v2/repository/models/tiny/unload", headers=TOKEN).status_code == 200
+        assert client.post("/v2/repository/models/tiny/unload", headers=BEARER).status_code == 200
     with running_app(create_app(settings)) as client:
         refused(infer(client, ["dull"]), 404, "was unloaded")
         refused(client.get("/v2/models/tiny/ready"), 404, "was unloaded")
         ready = client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
-        assert client.post("/v2/repository/models/tiny/load", headers=TOKEN).status_code == 200
+        assert client.post("/v2/repository/models/tiny/load", headers=BEARER).status_code == 200
         assert infer(client, ["dull"]).status_code == 200
 
 
 def test_a_demand_that_cannot_be_kept_is_a_conflict(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
     (tmp_path / "demand").write_text("a file, where a folder should be")
-    settings = load_settings(store_dir=store.root, state_dir=tmp_path, threads=1, admin_token=SecretStr("secret"))
+    keys = write_keys(tmp_path / "keys.json")
+    settings = load_settings(store_dir=store.root, state_dir=tmp_path, threads=1, api_keys_file=keys)
     with running_app(create_app(settings)) as client:
-        refused(client.post("/v2/repository/models/tiny/unload", headers=TOKEN), 409, "can't be written")
+        refused(client.post("/v2/repository/models/tiny/unload", headers=BEARER), 409, "can't be written")
 
 
 def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(own: WebClient, store: ModelStore) -> None:
     file = store.root / make_tiny_version(store, "broken").name / "1" / MODEL_FILE
     file.chmod(0o644)
     file.write_bytes(file.read_bytes()[:-10])
-    refused(own.post("/v2/repository/models/broken/load", headers=TOKEN), 404, "is not what was published")
+    refused(own.post("/v2/repository/models/broken/load", headers=BEARER), 404, "is not what was published")
     assert states(own)["broken@1"][0] == "UNAVAILABLE"
 
 
@@ -380,9 +387,9 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(own: WebClient
 def test_only_names_of_the_store_can_be_loaded(own: WebClient, name: str, status: int) -> None:
     for action in ("load", "unload"):
         path = f"/v2/repository/models/{name.replace('..', '%2E%2E')}/{action}"
-        assert own.post(path, headers=TOKEN).status_code in {status, 404}
+        assert own.post(path, headers=BEARER).status_code in {status, 404}
 
 
 def test_the_repository_is_changed_by_administrators_only(own: WebClient) -> None:
-    refused(own.post("/v2/repository/models/tiny/unload"), 403, "Authorization: Bearer")
+    refused(own.post("/v2/repository/models/tiny/unload"), 401, "Authorization: Bearer")
     assert infer(own, ["dull"]).status_code == 200

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import structlog
-from pydantic import SecretStr
+import trustme
 
 from model_store.encoding import TextItem
 from model_store.manifest import ModelId
@@ -28,6 +28,7 @@ from service.errors import ListenError
 from service.registry import Route
 from service.settings import load_settings
 from tests.fakes import FakeClassifier
+from tests.keys import BEARER, KEY, entry, write_keys
 from tests.serving import served
 from tests.test_open_inference import binary, expected
 from tests.tiny import make_tiny_version
@@ -74,7 +75,7 @@ def stub(channel: Any, method: str) -> Any:  # noqa: ANN401 - gRPC has no types
 
 def client_of(store: ModelStore, **settings: Any) -> Iterator[GrpcClient]:  # noqa: ANN401 - settings
     port = free_port()
-    chosen = {"threads": 1, "store_poll_ms": 0, "admin_token": SecretStr("secret"), **settings}
+    chosen = {"threads": 1, "store_poll_ms": 0, **settings}
     with running_app(create_app(load_settings(store_dir=store.root, grpc_port=port, **chosen))) as web:
         yield GrpcClient(web, port)
 
@@ -257,12 +258,17 @@ def test_a_stream_answers_in_order_and_goes_on_after_a_refusal(client: GrpcClien
     assert "no model 'nobody' here" in second.error_message
 
 
-def test_the_repository_is_changed_by_administrators_only(store: ModelStore, tiny: ModelId) -> None:
+def test_the_repository_is_changed_by_administrators_only(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
     make_tiny_version(store, "other")
-    for client in client_of(store):
+    keys = [entry(KEY, "admin"), entry("another", "infer")]
+    for client in client_of(store, api_keys_file=write_keys(tmp_path / "keys.json", *keys, anonymous=("infer",))):
         unload = MESSAGES["RepositoryModelUnloadRequest"](model_name="tiny")
-        assert client.refused("RepositoryModelUnload", unload).code() is grpc.StatusCode.PERMISSION_DENIED
-        token = (("authorization", "Bearer secret"),)
+        assert client.refused("RepositoryModelUnload", unload).code() is grpc.StatusCode.UNAUTHENTICATED
+        other = (("x-api-key", "another"),)
+        assert client.refused("RepositoryModelUnload", unload, metadata=other).code() is (
+            grpc.StatusCode.PERMISSION_DENIED
+        )
+        token = tuple(BEARER.items())
         client.call("RepositoryModelUnload", unload, metadata=token)
         listed = client.call("RepositoryIndex", MESSAGES["RepositoryIndexRequest"]()).models
         assert {entry.name: entry.state for entry in listed} == {"tiny": "UNAVAILABLE", "other": "READY"}
@@ -361,3 +367,32 @@ def test_a_port_that_is_taken_is_said_in_one_line(store: ModelStore, tiny: Model
 
 def test_without_a_port_grpc_is_not_needed(tmp_path: Path) -> None:
     assert check_installation(load_settings(store_dir=tmp_path)) == "CPUExecutionProvider"
+
+
+def test_with_a_port_of_their_own_operations_are_not_on_this_one(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    for client in client_of(store, api_keys_file=write_keys(tmp_path / "keys.json"), operations_port=1):
+        unload = MESSAGES["RepositoryModelUnloadRequest"](model_name="tiny")
+        token = tuple(BEARER.items())
+        assert client.refused("RepositoryModelUnload", unload, metadata=token).code() is grpc.StatusCode.NOT_FOUND
+        assert client.call("ModelInfer", request(["dull"]), metadata=token).model_version == "1"
+
+
+def test_with_a_certificate_it_speaks_tls_and_nothing_else(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for index, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(tmp_path / "cert.pem", append=index > 0)
+    settings = {"tls_cert_file": tmp_path / "cert.pem", "tls_key_file": tmp_path / "key.pem"}
+    trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+
+    async def ask(address: str) -> Any:  # noqa: ANN401 - a message
+        async with grpc.aio.secure_channel(address, trusted) as channel:
+            return await stub(channel, "ModelInfer")(request(["dull"]))
+
+    for client in client_of(store, **settings):
+        answer = asyncio.run_coroutine_threadsafe(ask(client.address), client.web.loop).result(20)
+        assert answer.model_version == "1"
+        assert client.refused("ModelInfer", request(["dull"])).code() is grpc.StatusCode.UNAVAILABLE

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -83,8 +84,14 @@ class Peer:
 
 @pytest.fixture
 def listening(store: ModelStore, tiny: ModelId) -> Iterator[Listening]:
-    settings = load_settings(store_dir=store.root, threads=1, receive_timeout_ms=2_000, keep_alive_ms=7_000)
-    app = create_app(settings)
+    with listening_with(store) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def listening_with(store: ModelStore, **settings: object) -> Iterator[Listening]:
+    chosen = {"store_dir": store.root, "threads": 1, "receive_timeout_ms": 2_000, "keep_alive_ms": 7_000, **settings}
+    app = create_app(load_settings(**chosen))
     with running_app(app) as client:
         config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=7)
         state = ServerState()
@@ -211,7 +218,9 @@ def test_a_client_that_does_not_read_its_last_answer_is_cut_off(listening: Liste
     asyncio.run_coroutine_threadsafe(scenario(), listening.client.loop).result(20)
 
 
-@pytest.mark.parametrize("sent", [b"GET\r\n\r\n", b"\x00\xff\x00", b"POST / HTTP/1.1\r\nContent-Length: many\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sent", [b"GET\r\n\r\n", b"\x00\xff\x00", b"POST /v1/classify HTTP/1.1\r\nContent-Length: many\r\n\r\n"]
+)
 def test_what_is_not_http_is_refused_in_the_documented_shape(listening: Listening, sent: bytes) -> None:
     with listening.connected(sent) as peer:
         status, headers, body = peer.answer()
@@ -231,3 +240,180 @@ def test_head_has_the_header_of_get_and_no_body(listening: Listening) -> None:
         assert head.startswith(b"HTTP/1.1 200 ")
         assert int(head.lower().split(b"content-length: ")[1].split()[0]) > 0
         assert body == b""
+
+
+# Sizes
+
+
+def get(size: int, path: str = "/health/live") -> bytes:
+    """A request whose line and header have `size` bytes as the server counts them: the path and the fields."""
+    line = f"GET {path} HTTP/1.1\r\nX-Much: ".encode()
+    return line + b"x" * (size - len(path) - len("x-much") - 4) + b"\r\n\r\n"
+
+
+def test_a_header_of_just_the_limit_is_read_and_a_larger_one_is_refused_in_the_routes_own_shape(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    with listening_with(store, max_header_bytes=2_048) as listening:
+        with listening.connected(get(2_048)) as peer:
+            assert peer.answer()[0] == 200
+        with listening.connected(get(2_049)) as peer:
+            status, headers, body = peer.answer()
+            assert (status, headers["connection"]) == (431, "close")
+            assert body["error"] == {
+                "message": "the request's header is larger than 2048 bytes: send fewer or shorter fields",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "header_too_large",
+            }
+            assert peer.rest() == b""
+        with listening.connected(get(2_049, "/v2/models/tiny?x=1")) as peer:
+            status, _, body = peer.answer()
+            assert (status, list(body)) == (431, ["error"])
+            assert isinstance(body["error"], str)
+        assert listening.refusals("header_too_large") == 2
+
+
+def test_many_small_fields_are_a_large_header(store: ModelStore, tiny: ModelId) -> None:
+    with (
+        listening_with(store, max_header_bytes=2_048) as listening,
+        listening.connected(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 1_000 + b"\r\n") as peer,
+    ):
+        assert peer.answer()[0] == 431
+
+
+def test_a_header_without_end_is_not_read_to_its_end(store: ModelStore, tiny: ModelId) -> None:
+    with listening_with(store, max_header_bytes=2_048) as listening:
+        for begin in (b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"):
+            with listening.connected(begin) as peer:
+                sent = 0
+                with contextlib.suppress(OSError):  # the server closes while we send
+                    while sent < 10 * 2**20:
+                        peer.connection.sendall(b"a: b\r\n" * 1_000 if begin.endswith(b"\n") else b"x" * 6_000)
+                        sent += 6_000
+                assert peer.answer()[0] == 431
+                listening.sweep(later_s=1.5)
+
+
+def test_requests_that_come_in_one_piece_are_counted_apart(store: ModelStore, tiny: ModelId) -> None:
+    with listening_with(store, max_header_bytes=1_024) as listening, listening.connected(get(500) * 300) as peer:
+        for _ in range(300):
+            assert peer.answer()[0] == 200
+
+
+def test_a_large_body_is_not_taken_for_a_header(store: ModelStore, tiny: ModelId) -> None:
+    body = BODY + b" " * 100_000
+    with (
+        listening_with(store, max_header_bytes=1_024) as listening,
+        listening.connected(HEAD % len(body) + body) as peer,
+    ):
+        assert peer.answer()[0] == 200
+        peer.connection.sendall(WHOLE)
+        assert peer.answer()[0] == 200
+
+
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"1000\r\n" + b"x" * 4_096 + b"\r\n", b"1\r\nx\r\n" * 700, b"1;" + b"e" * 4_000 + b"\r\nx\r\n"],
+    ids=["chunks", "tiny chunks", "chunk extensions"],
+)
+def test_a_body_without_end_is_refused_and_then_cut_off(store: ModelStore, tiny: ModelId, piece: bytes) -> None:
+    with (
+        listening_with(store, max_body_bytes=50_000) as listening,
+        listening.connected(CHUNKED % b"/v1/classify") as peer,
+    ):
+        sent = 0
+        with contextlib.suppress(OSError):  # the server closes while we send
+            while sent < 50 * 2**20:
+                peer.connection.sendall(piece)
+                sent += len(piece)
+        status, _, body = peer.answer()
+        assert (status, body["error"]["code"]) == (413, "body_too_large")  # type: ignore[index]
+        listening.sweep(later_s=1.5)
+        assert listening.refusals("body_too_large") == 1
+        assert listening.refusals("client_closed_request") == 0
+    assert sent < 20 * 2**20
+
+
+def test_trailers_without_end_are_cut_off(store: ModelStore, tiny: ModelId) -> None:
+    with (
+        listening_with(store, max_body_bytes=50_000) as listening,
+        listening.connected(CHUNKED % b"/predict" + b"1\r\nx\r\n0\r\n") as peer,
+    ):
+        sent = 0
+        with contextlib.suppress(OSError):  # the server closes while we send
+            while sent < 50 * 2**20:
+                peer.connection.sendall(b"t: " + b"x" * 4_000 + b"\r\n")
+                sent += 4_000
+        assert peer.answer()[0] in {413, 422}
+    assert sent < 20 * 2**20
+
+
+def test_a_refusal_is_not_taken_for_the_answer_to_an_earlier_request(listening: Listening) -> None:
+    """Two requests in one piece, the second no HTTP: the first one's answer, or nothing."""
+    with listening.connected(WHOLE + b"nonsense\r\n\r\n") as peer:
+        rest = peer.rest()
+    assert rest == b"" or rest.startswith(b"HTTP/1.1 200 ")
+
+
+# Connections
+
+
+def test_one_connection_too_many_is_refused_in_the_routes_own_shape_and_has_room_again(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    with listening_with(store, max_connections=2) as listening, listening.connected(WHOLE) as first:
+        assert first.answer()[0] == 200
+        with listening.connected(WHOLE) as second:
+            assert second.answer()[0] == 200
+            for sent, kind in ((WHOLE, dict), (b"GET /v2 HTTP/1.1\r\n\r\n", str)):
+                with listening.connected(sent) as third:
+                    status, headers, body = third.answer()
+                    assert (status, headers["connection"]) == (503, "close")
+                    assert isinstance(body["error"], kind)
+                    assert third.rest() == b""
+            first.connection.sendall(WHOLE)
+            assert first.answer()[0] == 200
+        while len(listening.state.connections) > 1:
+            threading.Event().wait(0.005)
+        with listening.connected(WHOLE) as again:
+            assert again.answer()[0] == 200
+        assert listening.refusals("too_many_connections") == 2
+
+
+def test_one_connection_too_many_that_says_nothing_is_closed_soon(store: ModelStore, tiny: ModelId) -> None:
+    with (
+        listening_with(store, max_connections=1) as listening,
+        listening.connected(WHOLE) as first,
+        listening.connected() as second,
+    ):
+        assert first.answer()[0] == 200
+        while len(listening.state.connections) < 2:
+            threading.Event().wait(0.005)
+        listening.sweep(later_s=1.5)
+        assert second.answer()[0] == 503
+        first.connection.sendall(WHOLE)
+        assert first.answer()[0] == 200
+
+
+def test_the_operations_port_takes_connections_when_the_other_has_too_many(store: ModelStore, tiny: ModelId) -> None:
+    with listening_with(store, max_connections=1) as listening, listening.connected(WHOLE) as first:
+        assert first.answer()[0] == 200
+        listening.client.service.operations_port = listening.address[1]
+        with listening.connected(b"GET /metrics HTTP/1.1\r\n\r\n") as operator:
+            assert operator.file.readline().startswith(b"HTTP/1.1 200")
+
+
+def test_what_follows_a_refusal_is_thrown_away_and_the_connection_closed(listening: Listening) -> None:
+    with listening.connected(b"nonsense\r\n\r\n") as peer:
+        assert peer.answer()[0] == 400
+        for _ in range(3):
+            peer.connection.sendall(WHOLE)
+        listening.sweep(later_s=0.5)
+        listening.sweep(later_s=1.5)
+        while listening.state.connections:
+            threading.Event().wait(0.005)
+    assert listening.refusals("invalid_request") == 1

@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.errors import ListenError
 from service.server import address, listen
+from tests.keys import BEARER, write_keys
 from tests.tiny import make_tiny_version
 
 pytestmark = pytest.mark.slow
@@ -38,14 +40,30 @@ if __name__ == "__main__":
 class RunningServer:
     """A server process and the port that it listens on."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int, tls: ssl.SSLContext | None = None) -> None:
         self.process = process
         self.port = port
+        self.tls = tls
 
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], dict[str, object]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+    def connect(self, port: int | None = None) -> http.client.HTTPConnection:
+        """A connection to its port or another one of it, with TLS where it has that."""
+        port = port or self.port
+        if self.tls is None:
+            return http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=self.tls)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] = {},
+        *,
+        port: int | None = None,
+    ) -> tuple[int, dict[str, str], dict[str, object]]:
+        connection = self.connect(port)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body))
+            connection.request(method, path, None if body is None else json.dumps(body), dict(headers))
             response = connection.getresponse()
             return response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(response.read())
         finally:
@@ -68,7 +86,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(store: ModelStore, folder: Path, **settings: str) -> Iterator[RunningServer]:
+def server(
+    store: ModelStore, folder: Path, *, tls: ssl.SSLContext | None = None, **settings: str
+) -> Iterator[RunningServer]:
     program = folder / "program.py"
     program.write_text(_PROGRAM)
     port = free_port()
@@ -82,7 +102,7 @@ def server(store: ModelStore, folder: Path, **settings: str) -> Iterator[Running
     process = subprocess.Popen(
         [sys.executable, str(program)], env=environment, stderr=subprocess.PIPE, text=True, cwd=folder
     )
-    running = RunningServer(process, port)
+    running = RunningServer(process, port, tls)
     try:
         give_up = time.monotonic() + 30
         while True:
@@ -185,18 +205,17 @@ def test_garbage_on_the_socket_does_not_disturb_others(store: ModelStore, tiny: 
 def test_several_processes_share_the_port_the_metrics_and_what_they_are_told(
     store: ModelStore, tiny: ModelId, tmp_path: Path
 ) -> None:
-    with server(store, tmp_path, processes="2", admin_token="secret", store_poll_ms="0") as running:
-        for _ in range(40):
-            assert running.classify() == 200
+    keys = write_keys(tmp_path / "keys.json")
+    with server(store, tmp_path, processes="2", api_keys_file=str(keys), store_poll_ms="0") as running:
+
+        def ask() -> str:
+            return str(running.request("POST", "/v1/classify", {"model": "tiny", "input": "a"}, BEARER)[2]["model"])
+
+        assert {ask() for _ in range(40)} == {"tiny@1"}
         assert metric(running, 'successor_texts_total{model="tiny",version="1"}') == 40
         make_tiny_version(store, seed=1, aliases=("production",))
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
-        connection.request("POST", "/v1/admin/sync", headers={"authorization": "Bearer secret"})
-        assert connection.getresponse().status == 200
-        connection.close()
-        versions = {
-            str(running.request("POST", "/v1/classify", {"model": "tiny", "input": "a"})[2]["model"]) for _ in range(40)
-        }
+        assert running.request("POST", "/v1/admin/sync", headers=BEARER)[0] == 200
+        versions = {ask() for _ in range(40)}
         assert versions == {"tiny@2"}
         assert running.stop()[0] == 0
 
@@ -224,10 +243,10 @@ def test_processes_that_keep_dying_end_the_server(store: ModelStore, tiny: Model
         "import os, socket, sys\n"
         "from service.processes import Supervisor\n"
         "from service.settings import load_settings\n"
-        "def die(settings, listener, control):\n    os._exit(3)\n"
+        "def die(settings, listeners, control):\n    os._exit(3)\n"
         "if __name__ == '__main__':\n"
         "    with socket.socket() as listener:\n"
-        "        sys.exit(Supervisor(load_settings(processes=2), listener, die).serve())\n"
+        "        sys.exit(Supervisor(load_settings(processes=2), [listener], die).serve())\n"
     )
     done = subprocess.run(
         [sys.executable, str(program)],
@@ -281,7 +300,7 @@ def server_processes(running: RunningServer) -> set[int]:
 
 def metric(running: RunningServer, name: str) -> float:
     connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
-    connection.request("GET", "/metrics")
+    connection.request("GET", "/metrics", headers=BEARER)
     text = connection.getresponse().read().decode()
     connection.close()
     return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,27 @@ def test_a_resumed_training_does_only_what_is_left(run: Run, tmp_path: Path) -> 
     with pytest.raises(Killed):
         run(TUNE, kill=("fine_tune", 12))
     assert last_checkpoint(tmp_path / "a" / "scratch") == tmp_path / "a" / "scratch" / "checkpoint-10"
+
+
+class Touch:
+    """What a pickle may be: unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_somebody_changed_can_not_run_code(run: Run, tmp_path: Path, file: str) -> None:
+    with pytest.raises(Killed):
+        run(TUNE, kill=("fine_tune", 12))
+    torch.save(Touch(tmp_path / "executed"), tmp_path / "a" / "scratch" / "checkpoint-10" / file)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        run(TUNE)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.slow

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
+import structlog
+
+from service.access import Permission
 from service.api.common import Service
-from service.errors import AdministrationError
+from service.errors import NotPermittedError, WrongPortError
 
-Permission = Literal["infer", "admin", "metrics"]
+log = structlog.get_logger(__name__)
 
 
 def authorise(service: Service, headers: Mapping[bytes, bytes], permission: Permission) -> None:
     """Let a request through that may do what it asks for.
 
     Raises:
-        AdministrationError: no token is set, or another one was sent.
+        AuthenticationError: keys are needed here, and it carries none that is known.
+        NotPermittedError: its key lacks the scope, or administration is off.
+        RateLimitedError: its key has asked more often than it may.
     """
-    if permission != "admin":
+    if service.keyring is not None:
+        name = service.keyring.admit(headers, permission)
+        if permission == "admin":
+            log.info("administration", key=name)
+    elif permission == "admin":
+        raise NotPermittedError("administration is off: give the server keys with SUCCESSOR_API_KEYS_FILE")
+
+
+def check_port(service: Service, scope: Mapping[str, Any], permission: Permission) -> None:
+    """Where operations have a port of their own, keep them there and everything else away.
+
+    Raises:
+        WrongPortError: the request came to the other port.
+    """
+    if service.operations_port is None:
         return
-    token = service.settings.admin_token
-    if token is None:
-        raise AdministrationError("administration is off: set SUCCESSOR_ADMIN_TOKEN and restart the server")
-    if not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {token.get_secret_value()}".encode()):
-        raise AdministrationError(
-            "send the header 'Authorization: Bearer TOKEN' with the server's SUCCESSOR_ADMIN_TOKEN"
-        )
+    server = scope.get("server")
+    at_operations = server is not None and server[1] == service.operations_port
+    if at_operations != (permission != "infer"):
+        raise WrongPortError(f"nothing at {scope.get('path', '')[:200]!r} on this port: ask the server's other one")

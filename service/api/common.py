@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,10 +16,12 @@ from starlette.types import Receive, Send
 
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
+from service.access import Keyring
 from service.batcher import Job
 from service.control import Control
 from service.engine import Engine
 from service.errors import (
+    AuthenticationError,
     BodyTooLargeError,
     ClientGoneError,
     InvalidRequestError,
@@ -29,6 +32,9 @@ from service.errors import (
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 MAX_TIMEOUT_S = 3_600.0
 
@@ -45,6 +51,12 @@ class Service:
     metrics: Metrics
     control: Control | None
     """Where there are other server processes: what one is told, all of them do."""
+    keyring: Keyring | None = None
+    """Whom it lets in; None: everybody, but nobody may administer."""
+    operations_port: int | None = None
+    """Where metrics and administration are, if not where all else is."""
+    tracing: Tracing | None = None
+    """Makes spans, where OpenTelemetry is configured."""
     draining: bool = False
     """Set once, by the shutdown: not ready any more, and every answer closes its connection."""
     _prefix: str = field(default_factory=lambda: secrets.token_hex(6))
@@ -162,6 +174,8 @@ def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
             (b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),
             (b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after_s * 1e3))),
         ]
+    elif isinstance(error, AuthenticationError):
+        headers = [(b"www-authenticate", b"Bearer")]
     message = str(error).encode("utf-8", "replace").decode()
     status, body = dialect.show(outcome_of(error), message, getattr(error, "param", None))
     return Reply(status, body, headers)
@@ -186,19 +200,17 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
         raise too_large
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the client closed the connection before the end of its request")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+        chunk: bytes = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
             raise too_large
         if not message.get("more_body", False):
-            return b"".join([*chunks, chunk]) if chunks else chunk
-        chunks.append(chunk)
+            return bytes(body + chunk) if body else chunk
+        body += chunk
 
 
 def deadline_of(headers: dict[bytes, bytes], now: float, default_s: float) -> float:

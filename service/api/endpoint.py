@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from model_store.encoding import TextItem
 from model_store.errors import SuccessorError
 from model_store.manifest import Side
-from service.api.access import Permission, authorise
+from service.access import Permission
+from service.api.access import authorise, check_port
 from service.api.common import (
     NATIVE,
     NOWHERE,
@@ -118,6 +119,8 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     except SuccessorError:
         instruments.failures.inc()
         raise
+    if service.tracing is not None:
+        service.tracing.record(route, answers, job.arrived, engine.clock())
     total_s = engine.clock() - started
     instruments.total.observe(total_s)
     instruments.last.set(time.time())
@@ -196,6 +199,7 @@ class Endpoint:
         try:
             call = Call(service, scope, receive, headers, parameters, connection, service.engine.clock())
             if self.permission is not None:
+                check_port(service, scope, self.permission)
                 authorise(service, headers, self.permission)
             reply = await self.handle(call)
         except SuccessorError as error:

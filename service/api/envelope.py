@@ -10,10 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model_store.errors import SuccessorError
 from service.api.common import Dialect, Reply, Service, explain, send_reply
 from service.errors import UNEXPECTED, UnsupportedEncodingError, outcome_of
+from service.telemetry import continued
 
 log = structlog.get_logger(__name__)
 
 _MAX_REQUEST_ID = 128
+# Asked every few seconds by machines.
+_UNTRACED = ("/health", "/v2/health", "/metrics")
 
 
 class Envelope:
@@ -40,12 +43,20 @@ class Envelope:
         request_id = given if fits else service.next_request_id().encode()
         scope["state"]["request_id"] = request_id
         status = 0
+        caller = headers.get(b"traceparent")
+        traceparent = None if caller is None else continued(caller)
+        span = None
+        if service.tracing is not None and not scope["path"].startswith(_UNTRACED):
+            span = service.tracing.begin(scope["method"], scope["path"], headers)
+            traceparent = span.traceparent
 
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                if traceparent is not None:
+                    message["headers"].append((b"traceparent", traceparent))
                 if service.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -62,6 +73,9 @@ class Envelope:
                 raise
             message = "the server failed in a way that it did not expect: its log has the details"
             await send_reply(send_on, Reply(*self._dialect_of(scope["path"]).show(UNEXPECTED, message, None)))
+        finally:
+            if span is not None:
+                span.end(_name_of(scope), status)
         if service.settings.log_requests or status >= 500:
             log.info(
                 "request", method=scope["method"], path=scope["path"], status=status, request_id=request_id.decode()
@@ -70,6 +84,15 @@ class Envelope:
     def _refuse(self, service: Service, error: SuccessorError, path: str) -> Reply:
         service.metrics.refusals.labels(outcome_of(error).code).inc()
         return explain(error, self._dialect_of(path))
+
+
+def _name_of(scope: Scope) -> str:
+    """Method and route of a request, without what differs from one to the next; of an unknown route the method."""
+    if "found" in scope:
+        endpoints = scope["found"][0]
+        return f"{scope['method']} {next(iter(endpoints.values())).path}"
+    route = scope.get("route")
+    return f"{scope['method']} {route.path}" if route is not None else str(scope["method"])
 
 
 def _unsupported(encoding: bytes) -> UnsupportedEncodingError:

@@ -39,7 +39,7 @@ def _show(outcome: Outcome, message: str, param: str | None) -> tuple[int, bytes
 
 
 # A status of the native dialect → the protocol's, which knows a full queue only as a server that isn't ready.
-_STATUS = {status: status for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 499, 500, 501, 503, 504)}
+_STATUS = {status: status for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 431, 499, 500, 501, 503, 504)}
 _STATUS[429] = 503
 
 OPEN_INFERENCE = Dialect("open_inference", ("/v2/",), _show)
@@ -242,11 +242,13 @@ async def _index(call: Call) -> Reply:
 
 
 async def _load(call: Call) -> Reply:
+    await call.body()  # what Triton's clients put there concerns Triton's own configuration
     await models.demand(call.service, call.parameters[0], wanted=True)
     return _json(200, {})
 
 
 async def _unload(call: Call) -> Reply:
+    await call.body()  # as above
     await models.demand(call.service, call.parameters[0], wanted=False)
     return _json(200, {})
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -13,8 +13,9 @@ from google.protobuf.json_format import ParseDict
 from pydantic import ValidationError
 
 from model_store.errors import SuccessorError
+from service.access import Permission
 from service.api import open_inference_models as models
-from service.api.access import Permission, authorise
+from service.api.access import authorise, check_port
 from service.api.common import Headers, Service, deadline_of
 from service.api.endpoint import origin_headers
 from service.api.grpc_messages import SERVICE, load_messages
@@ -23,6 +24,7 @@ from service.api.open_inference_schema import InferParameters
 from service.api.parsing import refusal_of
 from service.api.tensors import Tensor, Wanted, refuse_unsupported
 from service.errors import UNEXPECTED, InvalidRequestError, ListenError, Outcome, OverloadedError, outcome_of
+from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +39,7 @@ CODES = {
     409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     415: grpc.StatusCode.INVALID_ARGUMENT,
+    431: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
@@ -70,7 +73,7 @@ async def serving(service: Service) -> AsyncIterator[int]:
     server.add_generic_rpc_handlers([_Servicer(service).handlers()])
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
-        port: int = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        port: int = _add_port(server, f"{host}:{settings.grpc_port}", settings)
     except RuntimeError as error:
         raise ListenError(
             f"can't listen on {host}:{settings.grpc_port} for gRPC: choose another SUCCESSOR_GRPC_PORT"
@@ -81,6 +84,14 @@ async def serving(service: Service) -> AsyncIterator[int]:
         yield port
     finally:
         await server.stop(settings.drain_ms / 1e3)
+
+
+def _add_port(server: Any, address: str, settings: Settings) -> int:  # noqa: ANN401 - gRPC has no types
+    """Listen, with TLS where the settings have a certificate; returns the port."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return int(server.add_insecure_port(address))
+    pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
+    return int(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
 
 class _Servicer:
@@ -128,14 +139,36 @@ class _Servicer:
         context: Context,
     ) -> Any:  # noqa: ANN401 - a message
         """Answer one request; every error gets its code, and what was not expected tells nothing."""
+        headers = _headers(context)
         try:
             if permission is not None:
-                authorise(self._service, _headers(context), permission)
-            return await method(request, context)
+                check_port(self._service, {}, permission)
+                authorise(self._service, headers, permission)
+            with self._traced(type(request).__name__.removesuffix("Request"), headers):
+                return await method(request, context)
         except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
             outcome, message, metadata = self._refusal(error)
         await context.abort(code_of(outcome), message, metadata)
         return None
+
+    @contextmanager
+    def _traced(self, method: str, headers: Mapping[bytes, bytes]) -> Iterator[None]:
+        """A span around one request, where OpenTelemetry is configured."""
+        if self._service.tracing is None:
+            yield
+            return
+        path = f"/{SERVICE}/{method}"
+        span, status = self._service.tracing.begin("POST", path, headers), 200
+        try:
+            yield
+        except SuccessorError as error:
+            status = outcome_of(error).status
+            raise
+        except BaseException:
+            status = UNEXPECTED.status
+            raise
+        finally:
+            span.end(f"POST {path}", status)
 
     def _refusal(self, error: Exception) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
         """What a client is told of an error; it is counted, or logged if it was not expected."""
@@ -160,8 +193,10 @@ class _Servicer:
         make = self._messages["ModelStreamInferResponse"]
         async for request in requests:
             try:
-                authorise(self._service, _headers(context), "infer")
-                response, _ = await self._infer(request, context)
+                headers = _headers(context)
+                authorise(self._service, headers, "infer")
+                with self._traced("ModelStreamInfer", headers):
+                    response, _ = await self._infer(request, context)
                 yield make(infer_response=response)
             except Exception as error:  # noqa: BLE001 - as above
                 refused = make(error_message=self._refusal(error)[1])

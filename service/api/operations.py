@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, params
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Problem
-from service.api.access import authorise
-from service.api.common import ErrorAnswer, Service
+from service.access import Permission
+from service.api.access import authorise, check_port
+from service.api.common import ErrorAnswer, Service, read_body
+from service.api.parsing import parse_body
 from service.registry import Table
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
-    for status, text in {403: "no or wrong token", 404: "no such version", 409: "the store can't be changed"}.items()
+    for status, text in {
+        400: "a name, an alias or the body is not as it must be",
+        404: "no such version, or the route is on the server's other port",
+        409: "the store can't be changed, or has a version that is not whole",
+        413: "the body is too large",
+        500: "something unexpected",
+        504: "another server process did not say in time that it did the same",
+    }.items()
 }
 
 
@@ -78,15 +87,32 @@ def running(request: Request) -> Service:
 Running = Annotated[Service, Depends(running)]
 
 
-def administrator(service: Running, request: Request) -> None:
-    """Let only those through who may administer; see `authorise`."""
-    authorise(service, dict(request.scope["headers"]), "admin")
+def permitted(permission: Permission) -> list[params.Depends]:
+    """What lets only those through who may do it, before a body is read; see `authorise`."""
+
+    async def check(service: Running, request: Request) -> None:
+        check_port(service, request.scope, permission)
+        authorise(service, dict(request.scope["headers"]), permission)
+
+    return [Depends(check)]
+
+
+async def promotion_of(service: Running, request: Request) -> Promotion:
+    """The body of a promotion, within the server's limit; FastAPI itself would read one of any size.
+
+    Raises:
+        BodyTooLargeError: more bytes than the server reads.
+        ClientGoneError: the connection was closed before its end.
+        InvalidRequestError: not what `Promotion` says.
+    """
+    body = await read_body(request.receive, dict(request.scope["headers"]), service.settings.max_body_bytes)
+    return parse_body(Promotion, body, {})
 
 
 router = APIRouter()
 
 
-@router.get("/v1/models", tags=["models"])
+@router.get("/v1/models", tags=["models"], dependencies=permitted("infer"))
 async def list_models(service: Running) -> ModelList:
     """The versions that answer, and what each of them reads and says."""
     return ModelList(data=cards(service.registry.table, service.engine.workers, service.provider))
@@ -112,13 +138,13 @@ async def ready(service: Running, response: Response) -> Health:
     return Health(status="unavailable", detail=obstacle, failures=table.failures)
 
 
-@router.get("/metrics", tags=["health"], response_class=Response)
+@router.get("/metrics", tags=["health"], response_class=Response, dependencies=permitted("metrics"))
 async def metrics(service: Running) -> Response:
     """Prometheus text, of all server processes."""
     return Response(await asyncio.to_thread(service.metrics.expose), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-@router.post("/v1/admin/sync", tags=["administration"], responses=ERRORS, dependencies=[Depends(administrator)])
+@router.post("/v1/admin/sync", tags=["administration"], responses=FAILURES, dependencies=permitted("admin"))
 async def sync(service: Running) -> ModelList:
     """Load what is new in the store and let go of what is no longer wanted, in every server process."""
     await service.sync()
@@ -128,10 +154,15 @@ async def sync(service: Running) -> ModelList:
 @router.put(
     "/v1/admin/models/{name}/aliases/{alias}",
     tags=["administration"],
-    responses=ERRORS,
-    dependencies=[Depends(administrator)],
+    responses=FAILURES,
+    dependencies=permitted("admin"),
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": Promotion.model_json_schema()}}}
+    },
 )
-async def promote(name: str, alias: str, promotion: Promotion, service: Running) -> ModelList:
+async def promote(
+    name: str, alias: str, promotion: Annotated[Promotion, Depends(promotion_of)], service: Running
+) -> ModelList:
     """Point an alias at a version and serve it, in every server process, before this answers."""
     store = service.store
     await asyncio.to_thread(lambda: store.promote(store.resolve(f"{name}@{promotion.version}"), alias))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from model_store.errors import SuccessorError
+from service.api.access_schema import ALWAYS, KEYED
 from service.api.classify_schema import ANSWER_HEADERS
 from service.api.common import ErrorAnswer, explain
 from service.api.endpoint import Endpoint, EndpointTable
@@ -133,17 +134,22 @@ def _refusals(endpoint: Endpoint, about: About) -> dict[str, Any]:
     """By status, what refusals mean it and how each looks."""
     schema = {"$ref": f"#/components/schemas/{_ERRORS[endpoint.dialect.name].__name__}"}
     responses: dict[str, Any] = {}
-    for error in about.refusals:
+    keyed = () if endpoint.permission is None else KEYED
+    for error in dict.fromkeys((*about.refusals, *ALWAYS, *keyed)):
         sentence = " ".join((error.__doc__ or "").split("\n\n")[0].split())
         reply = explain(_made(error, sentence), endpoint.dialect)
-        response = responses.setdefault(str(reply.status), {"description": "", "content": {}})
+        response = responses.setdefault(str(reply.status), {"description": ""})
         response["description"] = f"{response['description']} {sentence}".strip()
-        examples = response["content"].setdefault("application/json", {"schema": schema, "examples": {}})["examples"]
-        examples[error.__name__] = {"value": orjson.loads(reply.body)}
-        if error is OverloadedError:
+        if issubclass(error, OverloadedError):
             response["headers"] = _RETRY
+        if not reply.body:
+            continue
+        examples = response.setdefault("content", {}).setdefault(
+            "application/json", {"schema": schema, "examples": {}}
+        )["examples"]
+        examples[error.__name__] = {"value": orjson.loads(reply.body)}
     return dict(sorted(responses.items()))
 
 
 def _made(error: type[SuccessorError], sentence: str) -> SuccessorError:
-    return error(sentence, retry_after_s=1.5) if error is OverloadedError else error(sentence)
+    return error(sentence, retry_after_s=1.5) if issubclass(error, OverloadedError) else error(sentence)

@@ -34,7 +34,7 @@ WORK = (
 )
 ADMINISTRATION = (
     *READING,
-    errors.AdministrationError,
+    errors.NotPermittedError,
     store.InvalidReferenceError,
     store.ModelNotFoundError,
     store.IntegrityError,

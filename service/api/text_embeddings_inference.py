@@ -39,6 +39,7 @@ _BY_STATUS = {
     413: (413, "Validation"),
     415: (415, "Validation"),
     429: (429, "Overloaded"),
+    431: (431, "Validation"),
     499: (499, "Backend"),
     500: (424, "Backend"),
     501: (422, "Validation"),

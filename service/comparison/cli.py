@@ -37,6 +37,9 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
     *,
     store: Annotated[Path | None, typer.Option(help="the model store; each model gets a server of its own")] = None,
     url: Annotated[str | None, typer.Option(help="a running server that has both models loaded")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="SUCCESSOR_API_KEY", help="an API key of that server", show_envvar=True)
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="JSON lines with text, text_pair, label; without it: standard input")
     ] = None,
@@ -60,7 +63,9 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
     examples = read_examples(texts or sys.stdin)
     plan = Plan(pairs=pairs, blocks=blocks)
     with ExitStack() as stack:
-        sides = _on_server(url, a, b) if url else _on_own_servers(store or load_settings().store_dir, a, b, stack)
+        sides = (
+            _on_server(url, api_key, a, b) if url else _on_own_servers(store or load_settings().store_dir, a, b, stack)
+        )
         comparison, samples = _compare(sides, examples, plan)
     console.print(table(comparison))
     for sentence in comparison.conclusions:
@@ -94,8 +99,9 @@ def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Compari
     return comparison, samples
 
 
-def _on_server(url: str, a: str, b: str) -> Sides:
-    server = Server(Origin.parse(url).url)
+def _on_server(url: str, api_key: str | None, a: str, b: str) -> Sides:
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    server = Server(Origin.parse(url).url, headers=headers)
     models = server.models()
     return Sides(*(Side(reference, resolve_served(models, reference), server) for reference in (a, b)))
 

@@ -225,6 +225,7 @@ def _requests(side: Side, examples: Sequence[Example]) -> list[bytes]:
                 "model": side.served.id,
                 "input": example.text if example.text_pair is None else [[example.text, example.text_pair]],
             },
+            side.server.headers,
         )
         for example in examples
     ]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,11 @@ from service.comparison.errors import LoadError, ServerStartError
 
 _POLL_SECONDS = 0.05
 _LOG_LINES = 4
+# Set for the server that the user runs: one that is started here listens on this machine alone, and lets us in.
+_OF_ANOTHER_SERVER = frozenset(
+    f"SUCCESSOR_{name}"
+    for name in ("API_KEYS_FILE", "GRPC_PORT", "OPERATIONS_HOST", "OPERATIONS_PORT", "TLS_CERT_FILE", "TLS_KEY_FILE")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class Server:
 
     url: str
     process: psutil.Popen | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What every request carries."""
 
     def resident_bytes(self) -> int | None:
         """Bytes of memory that the process and its children have resident; None where the process is not known."""
@@ -79,7 +86,7 @@ class Server:
         import httpx
 
         try:
-            response = httpx.get(f"{self.url}/v1/models", timeout=10)
+            response = httpx.get(f"{self.url}/v1/models", timeout=10, headers=dict(self.headers))
             response.raise_for_status()
             return [ServedModel.model_validate(entry) for entry in response.json()["data"]]
         except httpx.HTTPError as error:
@@ -123,7 +130,7 @@ def serving(models: Sequence[str], store: Path, log: Path, **settings: str) -> I
 
     port = free_port()
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_SERVER},
         "SUCCESSOR_MODELS": orjson.dumps(list(models)).decode(),
         **{f"SUCCESSOR_{name.upper()}": value for name, value in settings.items()},
     }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model_store.classifier import to_scores
 from model_store.store import ModelStore
+from service.access import KeyEntry, KeysFile, digest_of, new_key
 from service.comparison import load
 from service.comparison.connection import END_OF_STREAM, NO_ANSWER, Reply
 from service.comparison.servers import Server, serving
@@ -26,7 +27,9 @@ from tests.benchmarks.servers import Target, service, service_target
 from tests.benchmarks.subjects import Subject, republish
 
 CONNECTIONS = 16
-_NAME, _ALIAS, _TOKEN = "swapped", "live", "benchmark"
+_NAME, _ALIAS = "swapped", "live"
+_KEY = new_key()
+_AUTHORIZATION = {"authorization": f"Bearer {_KEY}"}
 # Probabilities that differ by less are the same answer: a lone request adds up in another order.
 _SAME = 1e-3
 _CHUNKS = 10
@@ -95,7 +98,10 @@ def _two_versions(first: Subject, second: Subject, logs: Path) -> Iterator[Targe
         republish(subject.store, subject.model, store, _NAME)
     store.promote(store.resolve(f"{_NAME}@1"), _ALIAS)
     reference = f"{_NAME}@{_ALIAS}"
-    with serving([reference], store.root, logs / "swap.log", admin_token=_TOKEN, store_poll_ms="0") as server:
+    keys = logs / "keys.json"
+    everything = KeyEntry(name="benchmark", sha256=digest_of(_KEY), scopes=("infer", "admin"))
+    keys.write_text(KeysFile(keys=(everything,)).model_dump_json())
+    with serving([reference], store.root, logs / "swap.log", api_keys_file=str(keys), store_poll_ms="0") as server:
         yield service_target(server, reference, first.texts)
 
 
@@ -103,7 +109,7 @@ def _promote(server: Server, version: int) -> None:
     answer = httpx.put(
         f"{server.url}/v1/admin/models/{_NAME}/aliases/{_ALIAS}",
         json={"version": version},
-        headers={"authorization": f"Bearer {_TOKEN}"},
+        headers=_AUTHORIZATION,
         timeout=60,
     )
     answer.raise_for_status()
@@ -113,7 +119,7 @@ async def _load_and_swap(target: Target, effort: Effort) -> list[Reply]:
     swapped = asyncio.Event()
 
     def requests() -> Iterator[bytes]:
-        prepared = target.requests()
+        prepared = target.requests(_AUTHORIZATION)
         for number in itertools.count():
             if swapped.is_set() and number >= effort.swap_requests:
                 return
@@ -152,7 +158,7 @@ async def _load_and_end(target: Target) -> tuple[list[Reply], int | None]:
 
 async def _ask(target: Target, count: int) -> None:
     async with load.Client(target.server.url, CONNECTIONS) as client:
-        await client.closed_loop(itertools.islice(itertools.cycle(target.requests()), count))
+        await client.closed_loop(itertools.islice(itertools.cycle(target.requests(_AUTHORIZATION)), count))
 
 
 def _probabilities(subject: Subject, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from model_store.store import ModelStore
 from service.comparison.servers import free_port, serving
 from tests.end_to_end.environment import CLIENTS, clients_python
 from tests.end_to_end.traffic import Traffic
+from tests.keys import entry, write_keys
 from tests.test_documentation import README
 
 pytestmark = pytest.mark.slow
@@ -62,8 +63,9 @@ def expected(store: ModelStore, name: str, version: int, texts: list[TextItem]) 
 
 @pytest.fixture(scope="module")
 def running(tiny_store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    log, port = tmp_path_factory.mktemp("server") / "log", free_port()
-    settings = {"grpc_port": str(port), "admin_token": "secret", "threads": "2", "default_model": "tiny"}
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    log, keys = folder / "log", write_keys(folder / "keys.json", entry("secret", "admin"), anonymous=("infer",))
+    settings = {"grpc_port": str(port), "api_keys_file": str(keys), "threads": "2", "default_model": "tiny"}
     with serving([], tiny_store.root, log, **settings) as server:
         yield Running(
             server.url,
@@ -114,7 +116,7 @@ def test_tritonclient_over_http(running: Running) -> None:
         "empty": "400",
         "late": "504",
         "sequence": "501",
-        "not permitted": "403",
+        "not permitted": "401",
     }
     assert "no model 'nobody' here" in errors["unknown"][1]
 
@@ -145,7 +147,7 @@ def test_tritonclient_over_grpc(running: Running) -> None:
         "empty": "StatusCode.INVALID_ARGUMENT",
         "late": "StatusCode.DEADLINE_EXCEEDED",
         "sequence": "StatusCode.UNIMPLEMENTED",
-        "not permitted": "StatusCode.PERMISSION_DENIED",
+        "not permitted": "StatusCode.UNAUTHENTICATED",
     }
 
 
@@ -169,7 +171,8 @@ def test_every_server_process_answers_every_dialect_and_does_what_one_was_told(
     store: ModelStore, tiny: ModelId, tmp_path: Path
 ) -> None:
     port = free_port()
-    settings = {"processes": "2", "threads": "1", "grpc_port": str(port), "admin_token": "secret"}
+    keys = write_keys(tmp_path / "keys.json", entry("secret", "admin"), anonymous=("infer",))
+    settings = {"processes": "2", "threads": "1", "grpc_port": str(port), "api_keys_file": str(keys)}
     with serving([], store.root, tmp_path / "log", **settings) as server:
 
         def ready() -> set[int]:
