@@ -75,7 +75,7 @@ def _operation(endpoint: Endpoint, about: About) -> dict[str, Any]:
         "summary": about.summary,
         "operationId": "classify" if endpoint.path == "/v1/classify" else name,
         "parameters": [*_path_parameters(endpoint.path), *_header_parameters(about)],
-        "responses": {"200": _answer(about), **_unready(about), **_refusals(endpoint, about)},
+        "responses": {"200": _answer(about), **_refusals(endpoint, about), **_unready(about)},
     }
     if about.request is not None:
         schema = {"$ref": f"#/components/schemas/{about.request.__name__}"}
