@@ -7,7 +7,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Manifest, ModelId, check_name
 from model_store.store import ModelStore
@@ -23,6 +23,8 @@ _TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
 
 class IndexRequest(BaseModel):
     """Which of the store's versions to list."""
+
+    model_config = ConfigDict(strict=True)
 
     ready: bool = Field(default=False, description="only those that answer")
     repository_name: str = Field("", description="there is one repository: left aside")
