@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 
 # What no schema can say, and is refused all the same: a pair for a model that reads texts, a text that is blank, a name
 # that is none, more texts than there may be, a feature of a protocol that is not done here.
-# Of the 5xx, 501 is the protocol's word for such a feature, and 504 is what a request gets whose own deadline has passed.
+# Of the 5xx, 501 is the protocol's word for such a feature, and 504 is for a request whose own deadline has passed.
 NAMES = """
-"path.model" = "tiny"
+"path.model" = "pairs"
 "path.version" = "1"
 """
 CONFIGURATION = """
