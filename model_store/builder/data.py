@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from model_store.builder.errors import DataError, OverlapError
+from model_store.builder.metrics import METRICS_OF, Metric
 from model_store.builder.sources import SPLITS, DataSource, RawRow
 from model_store.encoding import TextItem
 from model_store.manifest import DataLineage, Problem, Split
@@ -37,6 +38,12 @@ class TaskData:
     labels: tuple[str, ...]
     splits: dict[str, tuple[Row, ...]]
     lineage: DataLineage
+    metrics: tuple[Metric, ...]
+
+    @property
+    def metric(self) -> Metric:
+        """The main one: what decides on dev and is gated on test."""
+        return self.metrics[0]
 
     @property
     def digest(self) -> str:
@@ -58,7 +65,7 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
         OverlapError: texts occur in several splits and the recipe refuses that.
         FetchError: the data could not be fetched.
     """
-    raw = {split: rows[: source.max_rows(split)] for split, rows in source.read(offline=offline).items()}
+    raw = {split: _spaced(rows, source.max_rows(split)) for split, rows in source.read(offline=offline).items()}
     for split, read in raw.items():
         if not read:
             raise DataError(f"data.{split} has no rows")
@@ -81,7 +88,7 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
             for split in SPLITS
         },
     )
-    return TaskData(source.problem, pair, labels, kept, lineage)
+    return TaskData(source.problem, pair, labels, kept, lineage, _metrics(source, labels))
 
 
 def normalised(item: TextItem) -> str:
@@ -110,6 +117,22 @@ def json_records(data: TaskData, split: str) -> Iterator[dict[str, str | float |
         else:
             record["label"] = data.labels[row.target] if isinstance(row.target, int) else row.target
         yield record
+
+
+def _spaced(rows: list[RawRow], limit: int | None) -> list[RawRow]:
+    """At most `limit` rows, evenly spaced: files are often sorted by label."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[index * len(rows) // limit] for index in range(limit)]
+
+
+def _metrics(source: DataSource, labels: tuple[str, ...]) -> tuple[Metric, ...]:
+    positive = labels[-1] if source.positive_label is None else source.positive_label
+    if positive not in labels:
+        raise DataError(f"data.positive_label: {positive!r} is no label: use {_listed(labels)}")
+    if "f1" in source.metrics and len(labels) != 2 and source.positive_label is None:
+        raise DataError(f"data.metrics: f1 of {len(labels)} labels needs data.positive_label; or use macro_f1")
+    return tuple(Metric(name, labels.index(positive)) for name in source.metrics or METRICS_OF[source.problem][:1])
 
 
 def _item(row: RawRow, *, pair: bool) -> TextItem:

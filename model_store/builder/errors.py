@@ -55,5 +55,9 @@ class GateFailedError(BuildError):
     """A threshold of the gate was not met: nothing was published."""
 
 
+class StudyError(BuildError):
+    """A study's records don't belong to it, or it has no such cell."""
+
+
 class ComparisonFailedError(BuildError):
     """The demo's comparison of the two published models did not finish."""

@@ -9,18 +9,19 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.builder.data import Row, TaskData
+from model_store.builder.metrics import Metric, Predictions
 from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier
 from model_store.encoding import EncodedText, TextItem
 from model_store.machine import processor
 from model_store.manifest import Artifact, LatencyMeasurement, Precision, Problem
 
-Predictions = NDArray[Any]
+Item = TypeVar("Item")
 
 # Float kernels round differently for other batch shapes; a scale that spans the batch moves logits far more.
 INVARIANCE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
@@ -41,26 +42,10 @@ def predictions_of(problem: Problem, logits: Logits) -> Predictions:
     return np.asarray(logits[:, 0], dtype=np.float64)
 
 
-def metric_name(problem: Problem) -> str:
-    """The main metric of a kind of problem."""
-    return {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "pearson"}[problem]
-
-
-def metric(problem: Problem, predictions: Predictions, targets: Predictions) -> float:
-    """Accuracy, micro-averaged F1, or Pearson's correlation (0 where a side is constant)."""
-    if problem == "regression":
-        return _correlation(predictions, targets)
-    if problem == "multi_label":
-        hits = float((predictions * targets).sum())
-        total = float(predictions.sum() + targets.sum())
-        return 2 * hits / total if total else 1.0
-    return float((predictions == targets).mean())
-
-
 def agreement(problem: Problem, first: Predictions, second: Predictions) -> float:
     """Share of texts on which both decide the same; for a regression, their correlation, at least 0."""
     if problem == "regression":
-        return max(0.0, _correlation(first, second))
+        return max(0.0, Metric("pearson")(first, second))
     same = first == second
     return float((same.all(axis=-1) if same.ndim == 2 else same).mean())
 
@@ -97,32 +82,37 @@ def time_alone(
     classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3
 ) -> list[LatencyMeasurement]:
     """Median time of one text alone for each classifier; they take turns, text by text, after a warm-up."""
-    encoded = [[classifier.encode(item) for item in items] for classifier in classifiers]
-    for classifier, texts in zip(classifiers, encoded, strict=True):
-        for text in texts[:5]:
-            classifier.run([text])
-    samples: list[list[float]] = [[] for _ in classifiers]
-    for _ in range(rounds):
-        for position in range(len(items)):
-            for index, classifier in enumerate(classifiers):
-                start = time.perf_counter()
-                classifier.run([encoded[index][position]])
-                samples[index].append((time.perf_counter() - start) * 1000)
     machine, _ = processor()
     return [
         LatencyMeasurement(
             provider=PROVIDERS["cpu"],
             machine=machine,
             threads=1,
-            tokens=round(float(np.mean([len(text) for text in texts]))),
+            tokens=round(float(np.mean([len(classifier.encode(item)) for item in items]))),
             p50_ms=float(np.median(times)),
             texts=len(items),
         )
-        for texts, times in zip(encoded, samples, strict=True)
+        for classifier, times in zip(classifiers, times_alone(classifiers, items, rounds), strict=True)
     ]
 
 
-def sample(items: Sequence[TextItem], count: int) -> list[TextItem]:
+def times_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3) -> NDArray[np.float64]:
+    """Times in ms `(classifiers, rounds · items)`: a column has the same text, measured by one after the other."""
+    encoded = [[classifier.encode(item) for item in items] for classifier in classifiers]
+    for classifier, texts in zip(classifiers, encoded, strict=True):
+        for text in texts[:5]:
+            classifier.run([text])
+    times = np.empty((len(classifiers), rounds, len(items)))
+    for turn in range(rounds):
+        for position in range(len(items)):
+            for index, classifier in enumerate(classifiers):
+                start = time.perf_counter()
+                classifier.run([encoded[index][position]])
+                times[index, turn, position] = (time.perf_counter() - start) * 1000
+    return times.reshape(len(classifiers), -1)
+
+
+def sample(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spaced: the same ones every time."""
     step = max(1, len(items) // count)
     return list(items[::step][:count])
@@ -167,13 +157,7 @@ def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits | Non
         update={
             "max_logit_difference": largest_difference(logits, reference),
             "agreement": agreement(data.problem, predictions, predictions_of(data.problem, reference)),
-            "dev_metric": metric(data.problem, predictions, targets_of(rows)),
+            "dev_metric": data.metric(predictions, targets_of(rows)),
         }
     )
     return classifier.artifact
-
-
-def _correlation(first: Predictions, second: Predictions) -> float:
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])

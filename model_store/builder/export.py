@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from optimum.exporters.onnx import main_export
+from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
 from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
@@ -18,6 +18,7 @@ from model_store.builder.errors import ExportError
 from model_store.builder.evaluate import largest_difference, measured, run_classifier, sample, time_alone
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.step import Figures, StepContext
+from model_store.builder.trimming import trim_last_layer
 from model_store.classifier import Logits
 from model_store.encoding import EncodedText, TextEncoder
 from model_store.manifest import TOKENIZER_FILE
@@ -26,7 +27,7 @@ PARITY_ROWS = 256
 TIMING_TEXTS = 50
 
 
-def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int) -> Figures:
+def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int, trim: bool) -> Figures:
     """Write `fp32.onnx` and `tokenizer.json`, and what the file is worth on dev.
 
     Raises:
@@ -34,7 +35,9 @@ def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int)
     """
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=context.scratch) as aside:
-        _export(parent, Path(aside), opset)
+        model = load_classifier(parent, context).eval()
+        trimmed = trim and trim_last_layer(model)
+        _export(model, Path(aside), opset)
         shutil.copyfile(Path(aside) / "model.onnx", output / FP32_FILE)
         save_tokenizer(parent, Path(aside))
         shutil.copyfile(Path(aside) / TOKENIZER_FILE, output / TOKENIZER_FILE)
@@ -47,7 +50,7 @@ def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int)
     artifact = measured(classifier, context.data)
     (latency,) = time_alone([classifier], sample(dev, TIMING_TEXTS))
     write_artifacts(output, [artifact.model_copy(update={"max_logit_difference": parity, "latency": (latency,)})])
-    return {"parity": parity, "parity_rows": len(some)}
+    return {"parity": parity, "parity_rows": len(some), "trimmed": trimmed}
 
 
 def torch_logits(model: PreTrainedModel, encoded: Sequence[EncodedText]) -> Logits:
@@ -63,13 +66,13 @@ def torch_logits(model: PreTrainedModel, encoded: Sequence[EncodedText]) -> Logi
     return np.stack(rows).astype(np.float32)
 
 
-def _export(parent: Path, output: Path, opset: int) -> None:
+def _export(model: PreTrainedModel, output: Path, opset: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns about every shape that it takes for a constant
-            main_export(
-                str(parent),
-                output=str(output),
+            onnx_export_from_model(
+                model,
+                output,
                 task="text-classification",
                 opset=opset,
                 do_validation=False,  # the parity check compares more texts, and through the server's own classifier

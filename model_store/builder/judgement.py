@@ -43,6 +43,8 @@ def measurements_of(plan: Plan, predecessor: Chain, successor: Chain, tested: Re
     old, new = read_artifacts(predecessor.folder)[0], read_artifacts(successor.folder)
     chosen = best_artifact(new, PROVIDERS["cpu"])
     figures = {name: float(entry["value"]) for name, entry in tested.figures["estimates"].items()}
+    for name, values in tested.figures["further"].items():
+        figures |= {f"{model}_{name}": float(value) for model, value in values.items()}
     return figures | {
         "agreement": float(tested.figures["agreement"]),
         "file_agreement": chosen.agreement,

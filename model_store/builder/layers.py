@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
+from torch.nn import functional
 
+from model_store.builder.batches import Collator, encode_row
 from model_store.builder.errors import WeightsError
+from model_store.builder.evaluate import sample
+from model_store.encoding import TextEncoder
+from model_store.manifest import TOKENIZER_FILE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
+
+    from model_store.builder.step import StepContext
 
 
 class ReplaceableLayers(nn.Module):
     """Stands where a model keeps its list of layers, and gives the model's own loop the layers of the moment.
 
-    While training, module i is the successor's layer i where `gates[i]` is set, else the predecessor's layers
-    `i·L/n … (i+1)·L/n - 1`. In evaluation it is the successor alone. `gates` is set by the operator before every step.
+    While training, module i is the successor's layer i where `gates[i]` is set, else the `spans[i]` consecutive layers
+    of the predecessor that it stands for. In evaluation it is the successor alone. `gates` is set by the operator
+    before every step.
 
     Args:
         predecessor: the model's own stack.
         copied: which of its layers the successor's layers start as copies of, in their order.
+        spans: how many of its layers each module stands for; they add up to all of them.
     """
 
-    def __init__(self, predecessor: nn.ModuleList, copied: Sequence[int]) -> None:
+    def __init__(self, predecessor: nn.ModuleList, copied: Sequence[int], spans: Sequence[int]) -> None:
         super().__init__()
         self.predecessor = predecessor
+        ends = list(itertools.accumulate(spans))
+        self._replaced = [slice(end - span, end) for end, span in zip(ends, spans, strict=True)]
         self.successor = nn.ModuleList(copy.deepcopy(predecessor[index]) for index in copied)
         self.successor.requires_grad_(requires_grad=True)
         self.gates = [True] * len(copied)
@@ -36,10 +51,9 @@ class ReplaceableLayers(nn.Module):
         """The layers to run now, in order."""
         if not self.training:
             return list(self.successor)
-        span = len(self.predecessor) // len(self.successor)
         chosen: list[nn.Module] = []
-        for index, (gate, layer) in enumerate(zip(self.gates, self.successor, strict=True)):
-            chosen += [layer] if gate else self.predecessor[index * span : (index + 1) * span]
+        for gate, layer, replaced in zip(self.gates, self.successor, self._replaced, strict=True):
+            chosen += [layer] if gate else self.predecessor[replaced]
         return chosen
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -67,6 +81,34 @@ def set_layers(model: PreTrainedModel, layers: nn.Module) -> None:
     setattr(owner, name, layers)
     if isinstance(layers, nn.ModuleList):
         model.config.num_hidden_layers = len(layers)
+
+
+def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Leave only some of the model's layers, in the order given."""
+    stack = stack_of(model)
+    set_layers(model, nn.ModuleList(stack[index] for index in kept))
+
+
+def layer_similarities(model: PreTrainedModel, folder: Path, context: StepContext, rows: int) -> list[float]:
+    """How alike each layer's input and output are: their mean cosine at position 0, over some training texts.
+
+    Args:
+        model: in evaluation mode.
+        folder: holds its tokenizer.
+        context: the task.
+        rows: how many texts, evenly spaced.
+    """
+    encoder = TextEncoder(folder / TOKENIZER_FILE, context.inputs)
+    collate = Collator(model, context.data.problem)
+    totals = torch.zeros(len(stack_of(model)))
+    texts = sample(context.data.splits["train"], rows)
+    for row in texts:
+        batch = collate([encode_row(encoder, row)])
+        del batch["labels"]
+        with torch.no_grad():
+            states = torch.stack(model(**batch, output_hidden_states=True).hidden_states)[:, 0, 0]
+        totals += functional.cosine_similarity(states[:-1], states[1:], dim=-1)
+    return [float(total) / len(texts) for total in totals]
 
 
 def _place_of(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_store.builder.data import TaskData, load_data
@@ -93,6 +93,16 @@ class Plan:
         sizes = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
         return f"data: {sizes}; dropped for overlap: {sum(split.dropped_overlap for split in splits.values())}"
 
+    def for_recipe(self, recipe: Recipe) -> Plan:
+        """The plan of another recipe on the same data and weights.
+
+        Raises:
+            RecipeError: it can't work.
+        """
+        _check_recipe(recipe, self.weights, len(self.data.splits["train"]))
+        lineage = self.lineage.model_copy(update={"recipe": recipe.model_dump(mode="json"), "seed": recipe.seed})
+        return replace(self, recipe=recipe, lineage=lineage)
+
     def key(self, before: str, step: StepParameters) -> str:
         """Names the result of a step: a hash of its parent, operator, parameters, seed and data."""
         parts = (before, step.model_dump(mode="json"), self.recipe.seed, self.data.digest)
@@ -100,7 +110,10 @@ class Plan:
 
     def context(self, progress: Progress, scratch: Path) -> StepContext:
         """What a step may use."""
-        return StepContext(self.data, self.scores, self.inputs, self.lineage, self.recipe.seed, progress, scratch)
+        recipe = self.recipe
+        return StepContext(
+            self.data, self.scores, self.inputs, self.lineage, recipe.seed, progress, scratch, recipe.report_to
+        )
 
     def run(self, runner: Runner, chain: Chain, steps: Sequence[StepParameters]) -> Chain:
         """Run steps one after the other, or take their kept results."""
@@ -117,10 +130,14 @@ class Plan:
 
     def kept(self, runner: Runner) -> list[bool]:
         """For each step of the recipe, whether its result is there already."""
+        return [folder.is_dir() for folder in self.folders(runner, self.recipe.steps)]
+
+    def folders(self, runner: Runner, steps: Sequence[StepParameters]) -> list[Path]:
+        """Where the results of steps are, or will be, that start from the weights."""
         key, found = self.start.key, []
-        for step in self.recipe.steps:
+        for step in steps:
             key = self.key(key, step)
-            found.append(runner.folder(step.operator, key).is_dir())
+            found.append(runner.folder(step.operator, key))
         return found
 
 
@@ -132,15 +149,9 @@ def make_plan(recipe: Recipe, *, offline: bool = False) -> Plan:
         NotFetchedError: `offline`, and something would have to be fetched.
     """
     weights = inspect_weights(recipe.predecessor.folder(offline=offline))
-    recipe.check_steps(weights.shape)
-    if weights.max_positions is not None and recipe.max_length > weights.max_positions:
-        raise RecipeError(f"max_length: the predecessor reads at most {weights.max_positions} tokens")
+    _check_recipe(recipe, weights)
     data = load_data(recipe.data, weights.labels, offline=offline)
-    for index, step in enumerate(recipe.steps):
-        try:
-            step.check_rows(len(data.splits["train"]))
-        except RecipeError as error:
-            raise RecipeError(f"steps.{index}.{error}") from error
+    _check_recipe(recipe, weights, len(data.splits["train"]))
     functions = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "identity"}
     return Plan(
         recipe=recipe,
@@ -162,6 +173,17 @@ def make_plan(recipe: Recipe, *, offline: bool = False) -> Plan:
             packages=_package_versions(),
         ),
     )
+
+
+def _check_recipe(recipe: Recipe, weights: PretrainedInfo, train_rows: int | None = None) -> None:
+    recipe.check_steps(weights.shape)
+    if weights.max_positions is not None and recipe.max_length > weights.max_positions:
+        raise RecipeError(f"max_length: the predecessor reads at most {weights.max_positions} tokens")
+    for index, step in enumerate(recipe.steps if train_rows is not None else ()):
+        try:
+            step.check_rows(train_rows or 0)
+        except RecipeError as error:
+            raise RecipeError(f"steps.{index}.{error}") from error
 
 
 def check_installation() -> None:

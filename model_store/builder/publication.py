@@ -46,7 +46,11 @@ class Publication:
             if self.store.manifest(newest).artifacts[0].sha256 == artifact.sha256:
                 self.store.promote(newest, recipe.alias)
                 return newest
-        measurements = {name: value for name, value in self.measurements.items() if name in _OF_THE_PREDECESSOR}
+        measurements = {
+            name: value
+            for name, value in self.measurements.items()
+            if name in _OF_THE_PREDECESSOR or name.startswith(("predecessor_", "tfidf_"))
+        }
         checks = tuple(check for check in self.checks if check.name in _OF_THE_PREDECESSOR)
         return self._publish(recipe.predecessor_name, folder, self.plan.lineage, measurements, checks)
 

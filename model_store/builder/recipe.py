@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -27,6 +27,9 @@ else:  # the union of every operator's parameters, told apart by the operator's 
     AnyStep = Annotated[
         reduce(or_, (operator_module(name).Parameters for name in operator_names())), Field(discriminator="operator")
     ]
+
+
+Located = TypeVar("Located")
 
 
 class Gate(Knobs):
@@ -54,6 +57,9 @@ class Recipe(Knobs):
     predecessor: Weights
     steps: tuple[AnyStep, ...] = Field(min_length=1)
     gate: Gate = Gate()
+    report_to: tuple[str, ...] = Field(
+        default=(), description="where training logs go besides the report: tensorboard, or any that transformers knows"
+    )
 
     @field_validator("name", "predecessor_name", "alias")
     @classmethod
@@ -129,14 +135,18 @@ def resolve(document: dict[str, Any], folder: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(_first_problem(error, document)) from error
-    changes: dict[str, Any] = {}
-    if isinstance(recipe.data, FileSource):
-        changes["data"] = recipe.data.resolved(folder)
-    if isinstance(recipe.predecessor, LocalWeights):
-        path = (folder / recipe.predecessor.path).absolute()
-        changes["predecessor"] = recipe.predecessor.model_copy(update={"path": path})
-    return recipe.model_copy(update=changes)
+        raise RecipeError(first_problem(error, document)) from error
+    places = {"data": located(recipe.data, folder), "predecessor": located(recipe.predecessor, folder)}
+    return recipe.model_copy(update=places)
+
+
+def located(part: Located, folder: Path) -> Located:
+    """A source of data or weights, with its relative paths taken from `folder`."""
+    if isinstance(part, FileSource):
+        return part.resolved(folder)
+    if isinstance(part, LocalWeights):
+        return part.model_copy(update={"path": (folder / part.path).absolute()})
+    return part
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
@@ -201,7 +211,8 @@ def _find(reference: str) -> tuple[str, Path]:
         raise RecipeError(f"recipe {reference!r} is not UTF-8 text") from error
 
 
-def _first_problem(error: ValidationError, document: dict[str, Any]) -> str:
+def first_problem(error: ValidationError, document: dict[str, Any]) -> str:
+    """The first thing that is wrong with a document, in one line that names the key."""
     problem = error.errors(include_url=False)[0]
     path: list[str] = []
     place: Any = document

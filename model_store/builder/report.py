@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.builder.data import TaskData
-from model_store.builder.evaluate import Predictions, agreement, metric, metric_name, targets_of
+from model_store.builder.evaluate import agreement, targets_of
+from model_store.builder.metrics import Predictions
 from model_store.manifest import Check
 from model_store.statistics import Estimate, mcnemar, paired_bootstrap
 
@@ -23,8 +24,7 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
     """Metrics of predecessor, successor and tf-idf on test, with paired-bootstrap intervals."""
     targets = targets_of(data.splits["test"])
 
-    def score(predicted: Predictions, wanted: Predictions) -> float:
-        return metric(data.problem, predicted, wanted)
+    score = data.metric
 
     def ratio(second: Predictions, first: Predictions, wanted: Predictions) -> float:
         base = score(first, wanted)
@@ -39,9 +39,12 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
     estimates["predecessor_margin"] = paired_bootstrap(difference, old, baseline, targets)
     estimates["successor_margin"] = paired_bootstrap(difference, new, baseline, targets)
     figures: dict[str, Any] = {
-        "metric": metric_name(data.problem),
-        "estimates": {name: _triple(estimate) for name, estimate in estimates.items()},
+        "metric": data.metric.name,
+        "estimates": {name: triple(estimate) for name, estimate in estimates.items()},
         "agreement": agreement(data.problem, old, new),
+    }
+    figures["further"] = {
+        metric.name: {name: metric(predictions[name], targets) for name in _MODELS} for metric in data.metrics[1:]
     }
     if data.problem == "single_label":
         right = old == targets, new == targets
@@ -59,7 +62,8 @@ def write_report(folder: Path, report: dict[str, Any], checks: Sequence[Check]) 
     return {name: folder / name for name in REPORT_FILES}
 
 
-def _triple(estimate: Estimate) -> dict[str, float]:
+def triple(estimate: Estimate) -> dict[str, float]:
+    """An estimate as JSON."""
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
@@ -74,7 +78,7 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         f"## Quality on test ({quality['metric']}, 95 % intervals)",
         "",
-        _table(
+        markdown_table(
             ["", "value", "low", "high"],
             [[name, *map(_number, entry.values())] for name, entry in quality["estimates"].items()],
         ),
@@ -82,9 +86,13 @@ def _markdown(report: dict[str, Any]) -> str:
         f"Agreement of predecessor and successor: {_number(quality['agreement'])}."
         + (f" McNemar's p: {quality['mcnemar_p']:.3g}." if "mcnemar_p" in quality else ""),
         "",
+        *(
+            f"{name}: " + ", ".join(f"{model} {_number(value)}" for model, value in values.items()) + ".\n"
+            for name, values in quality["further"].items()
+        ),
         "## Files",
         "",
-        _table(
+        markdown_table(
             ["model", "file", "made by", "MB", "dev", "agreement with float32", "batch invariant", "p50 ms, 1 thread"],
             [[entry["model"], entry["file"], entry["method"], *_worth(entry)] for entry in report["files"]],
         ),
@@ -95,10 +103,10 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         "## Gate",
         "",
-        _table(["check", "value", "bound", "passed"], [_check(entry) for entry in report["gate"]]),
+        markdown_table(["check", "value", "bound", "passed"], [_check(entry) for entry in report["gate"]]),
     ]
     steps = [[step["model"], step["operator"], f"{step['seconds']:.1f}"] for step in report["steps"]]
-    lines += ["", "## Steps", "", _table(["model", "step", "seconds"], steps)]
+    lines += ["", "## Steps", "", markdown_table(["model", "step", "seconds"], steps)]
     lines += ["", f"Measured on {report['machine']}. ![quality](quality.png) ![training](training.png)", ""]
     return "\n".join(lines)
 
@@ -115,7 +123,7 @@ def _worth(entry: dict[str, Any]) -> list[str]:
 
 
 def _candidates(candidates: list[dict[str, Any]]) -> str:
-    return _table(
+    return markdown_table(
         ["candidate", "MB", "dev", "agreement", "batch invariant", "p50 ms", "rejected because"],
         [[entry["method"], *_worth(entry), entry["rejected"]] for entry in candidates],
     )
@@ -126,7 +134,8 @@ def _check(entry: dict[str, Any]) -> list[str]:
     return [entry["name"], f"{entry['value']:.6g}", f"{sign} {entry['bound']:.6g}", "yes" if entry["passed"] else "no"]
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -135,18 +144,19 @@ def _number(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of so many inches, and its axes side by side."""
     # The object interface leaves the process's global plotting state and display alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
 
 
 def _plot_quality(path: Path, quality: dict[str, Any]) -> None:
-    figure, axes = _figure(6, 2.4)
+    figure, (axes,) = new_figure(6, 2.4)
     for place, name in enumerate(reversed(_MODELS)):
         entry = quality["estimates"][name]
         spread = [[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]]
@@ -157,7 +167,7 @@ def _plot_quality(path: Path, quality: dict[str, Any]) -> None:
 
 
 def _plot_training(path: Path, steps: list[dict[str, Any]]) -> None:
-    figure, axes = _figure(7, 3.5)
+    figure, (axes,) = new_figure(7, 3.5)
     for step in steps:
         history = [entry for entry in step["figures"].get("history", []) if "loss" in entry]
         if not history:

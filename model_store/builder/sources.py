@@ -10,13 +10,14 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model_store.builder.errors import BuildExtraError, DataError, NotFetchedError
 from model_store.builder.fetch import PinnedPackage, fetch_package
 from model_store.builder.knobs import Knobs
+from model_store.builder.metrics import METRICS_OF, MetricName
 from model_store.builder.tables import json_lines, table
 from model_store.manifest import Problem
 
@@ -47,12 +48,26 @@ class DataOptions(Knobs):
     overlap: Literal["drop", "refuse"] = Field(
         default="drop", description="texts that occur in a later split (test, then dev) leave the earlier one"
     )
+    metrics: tuple[MetricName, ...] = Field(
+        default=(), description="the first one decides and is gated, the others are reported; by default the problem's"
+    )
+    positive_label: str | None = Field(default=None, description="what f1 is about; by default the last label")
     max_train_rows: int | None = Field(default=None, ge=1)
     max_dev_rows: int | None = Field(default=None, ge=1)
     max_test_rows: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def _metrics_that_fit(self) -> Self:
+        unfit = [name for name in self.metrics if name not in METRICS_OF[self.problem]]
+        if unfit:
+            raise ValueError(
+                f"metrics: {', '.join(unfit)} is not for a {self.problem} problem: use"
+                f" {', '.join(METRICS_OF[self.problem])}"
+            )
+        return self
+
     def max_rows(self, split: str) -> int | None:
-        """The first so many rows of a split are used."""
+        """At most so many rows of a split are used, evenly spaced over it."""
         limits = {"train": self.max_train_rows, "dev": self.max_dev_rows, "test": self.max_test_rows}
         return limits[split]
 

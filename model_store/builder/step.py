@@ -8,14 +8,15 @@ the empty folder `output`.
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model_store.builder.data import TaskData
 from model_store.builder.errors import RecipeError
@@ -46,6 +47,7 @@ class StepContext:
     seed: int
     progress: Progress
     scratch: Path = field(metadata={"doc": "survives a killed build: checkpoints go here"})
+    report_to: tuple[str, ...] = ()
 
 
 Apply = Callable[[Any, Path, Path, StepContext], Figures]
@@ -80,6 +82,31 @@ class StepParameters(Knobs):
         """
 
 
+class FewerLayers(Knobs):
+    """What every step can be told whose result has fewer layers than the model before it."""
+
+    layers: int = Field(ge=1, description="n: how many layers the result has")
+
+    def check_fewer(self, before: Shape) -> None:
+        """Refuse a result that has not fewer layers.
+
+        Raises:
+            RecipeError: the message says how many there are.
+        """
+        if self.layers >= before.layers:
+            raise RecipeError(f"layers: {self.layers} is not fewer than the {before.layers} layers before this step")
+
+
+def spread_layers(spans: Sequence[int]) -> tuple[int, ...]:
+    """The first of each span of consecutive layers, 0-based."""
+    return tuple(itertools.accumulate(spans[:-1], initial=0))
+
+
+def even_spans(layers: int, parts: int) -> tuple[int, ...]:
+    """`layers` consecutive layers cut into `parts` spans, as even as they can be; the longer ones come last."""
+    return tuple((index + 1) * layers // parts - index * layers // parts for index in range(parts))
+
+
 class TrainingParameters(StepParameters):
     """What every step that trains can be told."""
 
@@ -92,6 +119,15 @@ class TrainingParameters(StepParameters):
     max_gradient_norm: float = Field(default=1.0, gt=0, description="over the trained parameters only")
     checkpoint_steps: int = Field(default=100, ge=1, description="a killed build resumes from the last of these")
     best_on_dev: bool = Field(default=False, description="keep the epoch that scored best on dev, not the last one")
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many epochs without a better score on dev; needs best_on_dev"
+    )
+
+    @model_validator(mode="after")
+    def _patience_keeps_the_best(self) -> Self:
+        if self.patience is not None and not self.best_on_dev:
+            raise ValueError("patience: without best_on_dev the last epoch would be kept, not the best: set it too")
+        return self
 
     def total_steps(self, train_rows: int) -> int:
         """Optimiser steps over all epochs."""

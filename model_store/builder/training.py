@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from model_store.builder.batches import Batch, Collator, LengthGroupedOrder, encode_row
-from model_store.builder.errors import TrainingError
-from model_store.builder.evaluate import metric, predictions_of
+from model_store.builder.errors import BuildExtraError, TrainingError
+from model_store.builder.evaluate import predictions_of
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.losses import task_loss
 from model_store.builder.progress import Meter
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import SequenceClassifierOutput
 
 _LOG_STEPS = 10
+LOGS = "logs"
+"""The folder of a step's result in which reporters that write files, like TensorBoard, leave theirs."""
 
 
 class Method:
@@ -56,8 +61,13 @@ class Method:
     def before_step(self, step: int, total: int) -> None:
         """Called before optimiser step `step`, 0-based, of `total`."""
 
+    def forward(self, student: torch.nn.Module, inputs: Batch) -> SequenceClassifierOutput:
+        """The student's outputs for a batch without its labels, while training."""
+        outputs: SequenceClassifierOutput = student(**inputs)
+        return outputs
+
     def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
-        """The loss of one batch, given the student's outputs for it."""
+        """The loss of one batch to train on, given the student's outputs for it; dev is judged by the task's loss."""
         assert outputs.logits is not None  # noqa: S101  # transformers types it as optional, for models without a head
         return task_loss(problem, outputs.logits, batch["labels"])
 
@@ -74,10 +84,12 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
     """Train what `method` makes of the model in `parent`, and save it with its tokenizer in `output`.
 
     Raises:
+        BuildExtraError: a reporter that the recipe names is not installed.
         TrainingError: the loss is not finite.
         WeightsError: the weights or the tokenizer can't be used.
     """
     quiet_libraries()
+    _check_reporters(context.report_to)
     transformers.set_seed(context.seed)
     save_tokenizer(parent, output)
     encoder = TextEncoder(output / TOKENIZER_FILE, context.inputs)
@@ -101,6 +113,8 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
         trainer.load_best()
     kept = method.finish(student).eval()
     kept.save_pretrained(output)
+    if (context.scratch / LOGS).is_dir():
+        shutil.copytree(context.scratch / LOGS, output / LOGS)
     return {"history": trainer.state.log_history, "dev": _dev_scores(trainer.state)}
 
 
@@ -116,6 +130,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _check_reporters(names: Sequence[str]) -> None:
+    available = get_available_reporting_integrations()
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise BuildExtraError(
+            f"report_to: {', '.join(missing)} is not installed (of those that transformers knows,"
+            f" {', '.join(sorted(available)) or 'none'} is): pip install it, or leave it out"
+        )
+
+
 class _StepTrainer(Trainer):
     """Hugging Face's trainer with a method's hooks; its logs go to the meter, its checkpoints to the scratch folder."""
 
@@ -129,7 +153,7 @@ class _StepTrainer(Trainer):
         meter: Meter,
     ) -> None:
         self._method, self._student = method, student
-        self._problem = context.data.problem
+        self._problem, self._metric = context.data.problem, context.data.metric
         self._best = context.scratch / "best.safetensors"
         encoded = {
             split: [encode_row(encoder, row) for row in context.data.splits[split]] for split in ("train", "dev")
@@ -144,7 +168,7 @@ class _StepTrainer(Trainer):
             train_dataset=encoded["train"],
             eval_dataset=sorted(encoded["dev"], key=lambda example: len(example[0])),
             compute_metrics=self._score,
-            callbacks=[_Hooks(method, meter, self._best if parameters.best_on_dev else None)],
+            callbacks=[_Hooks(method, meter, self._best if parameters.best_on_dev else None, parameters.patience)],
         )
         self.remove_callback(PrinterCallback)  # type: ignore[no-untyped-call]
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever the model would do
@@ -160,8 +184,13 @@ class _StepTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The method's loss, with the outputs where evaluation asks for them."""
-        outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
-        loss = self._method.loss(outputs, inputs, self._problem)
+        texts = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        if model.training:
+            outputs = self._method.forward(model, texts)
+            loss = self._method.loss(outputs, inputs, self._problem)
+        else:
+            outputs = model(**texts)
+            loss = task_loss(self._problem, outputs.logits, inputs["labels"])
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -183,14 +212,14 @@ class _StepTrainer(Trainer):
 
     def _score(self, prediction: EvalPrediction) -> dict[str, float]:
         predictions = predictions_of(self._problem, np.asarray(prediction.predictions))
-        return {"metric": metric(self._problem, predictions, np.asarray(prediction.label_ids))}
+        return {"metric": self._metric(predictions, np.asarray(prediction.label_ids))}
 
 
 class _Hooks(TrainerCallback):
     """Connects the trainer's events to the method and the meter, and keeps the best epoch where that is asked for."""
 
-    def __init__(self, method: Method, meter: Meter, best: Path | None) -> None:
-        self._method, self._meter, self._best = method, meter, best
+    def __init__(self, method: Method, meter: Meter, best: Path | None, patience: int | None) -> None:
+        self._method, self._meter, self._best, self._patience = method, meter, best, patience
 
     def on_step_begin(
         self,
@@ -215,7 +244,7 @@ class _Hooks(TrainerCallback):
         self,
         args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         if self._best is None:
@@ -227,6 +256,8 @@ class _Hooks(TrainerCallback):
             aside = self._best.with_suffix(".partial")
             save_model(kwargs["model"], str(aside))
             aside.replace(self._best)
+        if self._patience is not None and len(scores) - scores.index(max(scores)) > self._patience:
+            control.should_training_stop = True
 
 
 def _dev_scores(state: TrainerState) -> list[float]:
@@ -256,5 +287,6 @@ def _arguments(parameters: TrainingParameters, context: StepContext) -> Training
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=True,  # Theseus runs only some of the layers at a step
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(context.report_to),
+        logging_dir=str(context.scratch / LOGS),
     )

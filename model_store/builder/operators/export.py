@@ -18,10 +18,13 @@ class Parameters(StepParameters):
 
     operator: Literal["export"]
     opset: int = Field(default=18, ge=14, le=20)
+    trim: bool = Field(
+        default=True, description="compute the last layer at position 0 alone where the head reads only that: lossless"
+    )
 
 
 def apply(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:
     """Export, then compare the file's logits with torch's on dev texts."""
     from model_store.builder.export import export_onnx
 
-    return export_onnx(parent, output, context, opset=parameters.opset)
+    return export_onnx(parent, output, context, opset=parameters.opset, trim=parameters.trim)

@@ -1,8 +1,9 @@
 """BERT-of-Theseus: replace the predecessor's layers by fewer ones while the whole keeps working.
 
 Source: Xu et al., "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing" (EMNLP 2020), sections 3.1-3.3.
-Each of the n successor modules stands for L/n consecutive layers of the predecessor. At every step each module is
-drawn on its own to be used in place of those layers with probability p, and p grows until only the successor is left.
+Each of the n successor modules stands for L/n consecutive layers of the predecessor, or for as many as it is told. At
+every step each module is drawn on its own to be used in place of those layers with probability p, and p grows until
+only the successor is left.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from model_store.builder.errors import RecipeError
-from model_store.builder.step import Figures, Kind, Shape, StepContext, TrainingParameters
+from model_store.builder.step import Figures, Kind, Shape, StepContext, TrainingParameters, spread_layers
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,10 @@ class Parameters(TrainingParameters):
     gives: ClassVar[Kind] = "classifier"
 
     operator: Literal["theseus"]
-    layers: int = Field(ge=1, description="n: the successor's layers; must divide the predecessor's")
+    layers: int | None = Field(default=None, ge=1, description="n: the successor's layers; divides the predecessor's")
+    modules: tuple[PositiveInt, ...] | None = Field(
+        default=None, min_length=1, description="in place of layers: how many predecessor layers each module stands for"
+    )
     schedule: Literal["linear", "constant", "reversed"] = Field(
         default="linear", description="constant: p = b; reversed: p falls from 1 to b; both until phase 2"
     )
@@ -49,6 +53,8 @@ class Parameters(TrainingParameters):
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Self:
+        if (self.layers is None) == (self.modules is None):
+            raise ValueError("give layers, or modules where they are uneven: one of the two")
         if self.rate_per_step is not None:
             if self.replacing_share is not None:
                 raise ValueError("give rate_per_step or replacing_share, not both")
@@ -58,14 +64,29 @@ class Parameters(TrainingParameters):
 
     def shape_after(self, before: Shape) -> Shape:
         """The same model with n layers."""
-        after = super().shape_after(before)
-        if before.layers % self.layers or self.layers == before.layers:
-            fitting = [str(n) for n in range(1, before.layers) if before.layers % n == 0]
+        return replace(super().shape_after(before), layers=len(self.spans(before.layers)))
+
+    def spans(self, count: int) -> tuple[int, ...]:
+        """How many of the predecessor's `count` layers each module stands for.
+
+        Raises:
+            RecipeError: they don't add up to `count`, or nothing would be replaced by less.
+        """
+        if self.modules is not None:
+            if sum(self.modules) != count or len(self.modules) == count:
+                raise RecipeError(
+                    f"modules: {', '.join(map(str, self.modules))} is not the {count} layers it replaces, in fewer"
+                    f" modules: their sum is {sum(self.modules)}, their number {len(self.modules)}"
+                )
+            return self.modules
+        modules = self.layers or 1
+        if count % modules or modules == count:
+            fitting = [str(n) for n in range(1, count) if count % n == 0]
             raise RecipeError(
-                f"layers: {self.layers} does not divide the {before.layers} layers it replaces:"
+                f"layers: {modules} does not divide the {count} layers it replaces:"
                 f" use {', '.join(fitting) or 'a predecessor with more layers'}"
             )
-        return replace(after, layers=self.layers)
+        return (count // modules,) * modules
 
     def check_rows(self, train_rows: int) -> None:
         """Refuse a schedule that is longer than training: phase 2 would never begin."""
@@ -76,9 +97,10 @@ class Parameters(TrainingParameters):
                 " would never train alone: raise it, or use replacing_share"
             )
 
-    def copied_layers(self, count: int) -> range:
+    def copied_layers(self, count: int) -> tuple[int, ...]:
         """Which of the predecessor's `count` layers the successor starts from."""
-        return range(self.layers) if self.initialisation == "first" else range(0, count, count // self.layers)
+        spans = self.spans(count)
+        return tuple(range(len(spans))) if self.initialisation == "first" else spread_layers(spans)
 
     def phase_two(self, total: int) -> float:
         """The step at which phase 2 begins."""
@@ -123,10 +145,13 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
         routed: ReplaceableLayers
         rate = 0.0
 
+        def __init__(self) -> None:
+            self.opened: list[list[bool]] = []  # the gates of the steps since figures were last asked for
+
         def build_student(self, parent: PreTrainedModel) -> PreTrainedModel:
             parent.requires_grad_(requires_grad=False)
             stack = stack_of(parent)
-            self.routed = ReplaceableLayers(stack, parameters.copied_layers(len(stack)))
+            self.routed = ReplaceableLayers(stack, parameters.copied_layers(len(stack)), parameters.spans(len(stack)))
             set_layers(parent, self.routed)
             return parent
 
@@ -135,10 +160,13 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
 
         def before_step(self, step: int, total: int) -> None:
             self.rate = parameters.rate(step, total)
-            self.routed.gates = draw_gates(self.rate, parameters.layers, context.seed, step)
+            self.routed.gates = draw_gates(self.rate, len(self.routed.successor), context.seed, step)
+            self.opened.append(self.routed.gates)
 
         def figures(self) -> dict[str, float]:
-            return {"replacing_rate": self.rate}
+            shares = np.mean(self.opened, axis=0)
+            self.opened = []
+            return {"replacing_rate": self.rate} | {f"gate_{i}": float(share) for i, share in enumerate(shares)}
 
         def finish(self, student: PreTrainedModel) -> PreTrainedModel:
             set_layers(student, self.routed.successor)

@@ -1,0 +1,326 @@
+"""Computes a study's cells, and keeps each as one small JSON: those files are all that a later run goes on from.
+
+`<results>/tasks/<task>.json` has what is common to a task's cells, `trials/<task>/<arm>/rate<R>.json` a learning rate's
+score on dev, `cells/<task>/<arm>/seed<N>.json` a cell: its figures and its decision for every test text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_store.builder.artifacts import open_candidate, read_artifacts
+from model_store.builder.errors import StudyError
+from model_store.builder.evaluate import (
+    predictions_of,
+    run_classifier,
+    sample,
+    targets_of,
+    tfidf_predictions,
+    times_alone,
+)
+from model_store.builder.metrics import Metric, Predictions
+from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
+from model_store.builder.progress import Progress
+from model_store.builder.recipe import Recipe
+from model_store.builder.runner import Runner, exclusive, key_of
+from model_store.builder.step import StepParameters
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
+from model_store.machine import describe_machine
+from model_store.statistics import ratio_of_medians
+
+Record = dict[str, Any]
+TIMED_TEXTS = 50
+TIMED_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The folder of a study's records."""
+
+    folder: Path
+
+    def path(self, unit: Cell | Trial) -> Path:
+        """Where the record of a unit is, or will be."""
+        kind = "cells" if isinstance(unit, Cell) else "trials"
+        return self.folder / kind / f"{unit}.json"
+
+    def task_path(self, task: str) -> Path:
+        """Where the record of a task is, or will be."""
+        return self.folder / "tasks" / f"{task}.json"
+
+    def read(self, path: Path) -> Record | None:
+        """A record, or None where it isn't there."""
+        try:
+            record: Record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return record
+
+    def write(self, path: Path, record: Record) -> None:
+        """Keep a record, whole or not at all; lists on one line, so that a difference can be read."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items()]
+        aside = path.with_suffix(".partial")
+        aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        aside.replace(path)
+
+    def dev_scores(self, study: Study, task: str, arm: str) -> dict[float, float]:
+        """What each learning rate that has been tried for an arm scored on dev."""
+        found = {trial.rate: self.read(self.path(trial)) for trial in study.trials(task, arm)}
+        return {rate: float(record["dev"]) for rate, record in found.items() if record is not None}
+
+    def rate(self, study: Study, task: str, arm: str) -> float | None:
+        """The learning rate of an arm: the best on dev, of equal ones the first; None while trials are missing."""
+        scores = self.dev_scores(study, task, arm)
+        rates = study.rates_of(arm)
+        if len(rates) == 1:
+            return rates[0]
+        return max(rates, key=scores.__getitem__) if rates and len(scores) == len(rates) else None
+
+    def missing(self, study: Study) -> list[Cell | Trial]:
+        """What has no record yet, in the order of work."""
+        return [unit for unit in study.units() if not self.path(unit).exists()]
+
+    def seconds_left(self, study: Study) -> float | None:
+        """How long the missing units will take, judged by those of the same arm, or by all; None without any."""
+        spent: dict[tuple[str, ...], list[float]] = {}
+        for unit in study.units():
+            record = self.read(self.path(unit))
+            if record is not None:
+                for group in ((unit.task, unit.arm), (unit.arm,), ()):
+                    spent.setdefault(group, []).append(float(record["seconds"]))
+        if not spent:
+            return None
+        groups = (
+            next(group for group in ((unit.task, unit.arm), (unit.arm,), ()) if group in spent)
+            for unit in self.missing(study)
+        )
+        return sum(float(np.mean(spent[group])) for group in groups)
+
+
+class Bench:
+    """Where cells are computed; trained models stay in the work folder only as long as a missing cell needs them."""
+
+    def __init__(self, study: Study, results: Results, work: Path, progress: Progress) -> None:
+        self._study, self._results, self._progress = study, results, progress
+        self._runner = Runner(work, progress)
+        self._plans: dict[str, Plan] = {}  # one for each task, made when it is first needed
+
+    def compute(self, unit: Cell | Trial) -> Record:
+        """The record of a unit, with the trials that it rests on; nothing of it is looked up but those.
+
+        Raises:
+            BuildError: anything expected; the message says what to do.
+        """
+        check_installation()
+        with exclusive(self._runner.work), _torch_threads(self._study.threads):
+            self._note_task(unit.task)
+            arms = {PREDECESSOR} if isinstance(unit, Trial) else {PREDECESSOR, unit.arm}
+            for arm in sorted(arms, key=lambda arm: arm != PREDECESSOR):
+                if not (isinstance(unit, Trial) and unit.arm == PREDECESSOR):
+                    self._search(unit.task, arm)
+            return self._try(unit) if isinstance(unit, Trial) else self._measure(unit)
+
+    def keep(self, unit: Cell | Trial, record: Record) -> None:
+        """Write a unit's record, then throw away the models that nothing needs any more."""
+        self._results.write(self._results.path(unit), record)
+        needed = self._needed()
+        for folder in (self._runner.work / "steps").glob("*"):
+            if folder not in needed:
+                shutil.rmtree(folder)
+
+    def _search(self, task: str, arm: str) -> None:
+        for trial in self._study.trials(task, arm):
+            if not self._results.path(trial).exists():
+                self._results.write(self._results.path(trial), self._try(trial))
+
+    def _try(self, trial: Trial) -> Record:
+        start = time.monotonic()
+        self._progress.note(f"{trial}: a learning rate on dev")
+        plan = self._plan(trial.task, self._recipe(trial))
+        chain = self._trained(plan, trial.arm)
+        history = chain.results[-1].figures["dev"]
+        return self._record(trial, plan) | {
+            "dev": max(history) if _keeps_best(plan, trial.arm, self._study) else history[-1],
+            "dev_history": history,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+    def _measure(self, cell: Cell) -> Record:
+        start = time.monotonic()
+        self._progress.note(f"{cell}: a cell")
+        plan = self._plan(cell.task, self._recipe(cell))
+        before = self._trained(plan, PREDECESSOR)
+        old = plan.run(self._runner, before, plan.exporting)
+        new = old if cell.arm == PREDECESSOR else plan.run(self._runner, self._trained(plan, cell.arm), plan.exporting)
+        context = plan.context(self._progress, self._runner.work)
+        artifacts = [read_artifacts(chain.folder)[0] for chain in (old, new)]
+        classifiers = [
+            open_candidate(chain.folder, artifact, context)
+            for chain, artifact in zip((old, new), artifacts, strict=True)
+        ]
+        rows = plan.data.splits["test"]
+        predictions = predictions_of(plan.data.problem, run_classifier(classifiers[1], [row.item for row in rows]))
+        dev = [row.item for row in plan.data.splits["dev"]]
+        times = times_alone(classifiers, sample(dev, TIMED_TEXTS), TIMED_ROUNDS)
+        speedup = ratio_of_medians(times[0], times[1])
+        targets = targets_of(rows)
+        return self._record(cell, plan) | {
+            "dev": artifacts[1].dev_metric,
+            "test": {metric.name: metric(predictions, targets) for metric in plan.data.metrics},
+            "bytes": artifacts[1].bytes,
+            "predecessor_bytes": artifacts[0].bytes,
+            "parity": artifacts[1].max_logit_difference,
+            "p50_ms": {"predecessor": float(np.median(times[0])), "this": float(np.median(times[1]))},
+            "speedup": {"value": speedup.value, "low": speedup.low, "high": speedup.high},
+            "steps": [
+                {"operator": result.operator, "seconds": round(result.seconds, 1), "dev": result.figures.get("dev")}
+                for result in new.results
+            ],
+            "seconds": round(time.monotonic() - start, 1),
+            "predictions": _compact(predictions),
+        }
+
+    def _record(self, unit: Cell | Trial, plan: Plan) -> Record:
+        """What trials and cells have in common: what they are, what they were made of and on what."""
+        arms = [PREDECESSOR] if unit.arm == PREDECESSOR else [PREDECESSOR, unit.arm]
+        return {
+            "unit": str(unit),
+            "key": self._key(plan, unit.arm),
+            "learning_rates": self._rates(unit, arms),
+            "weights_sha256": plan.weights.sha256,
+            "data_sha256": plan.data.digest,
+            "machine": str(describe_machine()),
+            "code_version": plan.lineage.code_version,
+            "packages": plan.lineage.packages,
+            "threads": self._study.threads,
+        }
+
+    def _key(self, plan: Plan, arm: str) -> str:
+        """Names what a unit is made of, wherever its files lie: another study has other keys."""
+        steps = [step.model_dump(mode="json", exclude_defaults=True) for step in _steps(plan, arm, self._study)]
+        inputs = plan.inputs.model_dump(mode="json")
+        return key_of(plan.weights.sha256, plan.data.digest, plan.recipe.seed, inputs, steps)[:16]
+
+    def _rates(self, unit: Cell | Trial, arms: list[str]) -> dict[str, float]:
+        chosen = {arm: self._results.rate(self._study, unit.task, arm) for arm in arms}
+        if isinstance(unit, Trial):
+            chosen[unit.arm] = unit.rate
+        return {arm: rate for arm, rate in chosen.items() if rate is not None}
+
+    def _recipe(self, unit: Cell | Trial) -> Recipe:
+        seed = unit.seed if isinstance(unit, Cell) else self._study.search_seed
+        return self._study.recipe(unit.task, unit.arm, seed, self._rates(unit, [PREDECESSOR, unit.arm]))
+
+    def _plan(self, task: str, recipe: Recipe) -> Plan:
+        if task not in self._plans:
+            self._plans[task] = make_plan(recipe)
+            self._refuse_others(task)
+        return self._plans[task].for_recipe(recipe)
+
+    def _refuse_others(self, task: str) -> None:
+        """Refuse to go on from records of other data, weights or steps: they can't be compared."""
+        for unit in self._study.units():
+            record = self._results.read(self._results.path(unit)) if unit.task == task else None
+            if record is not None and record["key"] != self._key(self._plan(task, self._recipe(unit)), unit.arm):
+                raise StudyError(
+                    f"{self._results.path(unit)} was made of other data, weights or steps than the study has now:"
+                    " remove it, or name another folder with --results"
+                )
+
+    def _trained(self, plan: Plan, arm: str) -> Chain:
+        return plan.run(self._runner, plan.start, _steps(plan, arm, self._study))
+
+    def _needed(self) -> set[Path]:
+        """The folders of trained models that missing units start from or will come to again."""
+        needed: set[Path] = set()
+        missing = self._results.missing(self._study)
+        waiting = [
+            trial
+            for unit in missing
+            if isinstance(unit, Cell) and unit.seed == self._study.search_seed
+            for trial in self._study.trials(unit.task, unit.arm)
+        ]
+        for unit in (*missing, *waiting):
+            if unit.task in self._plans:
+                plan = self._plans[unit.task].for_recipe(self._recipe(unit))
+                needed.update(plan.folders(self._runner, _steps(plan, unit.arm, self._study)))
+                before = _steps(plan, PREDECESSOR, self._study)
+                needed.update(plan.folders(self._runner, (*before, *plan.exporting)))
+        return needed
+
+    def _note_task(self, task: str) -> None:
+        """Write what all cells of a task share: the test targets, by position, and what tf-idf makes of them."""
+        path = self._results.task_path(task)
+        if path.exists():
+            return
+        recipe = self._study.recipe(task, PREDECESSOR, self._study.search_seed, {})
+        data = self._plan(task, recipe).data
+        targets, baseline = targets_of(data.splits["test"]), tfidf_predictions(data, "test")
+        record: Record = {
+            "task": task,
+            "problem": data.problem,
+            "pair": data.pair,
+            "licence": data.lineage.licence,
+            "labels": data.labels,
+            "metrics": [{"name": metric.name, "positive": metric.positive} for metric in data.metrics],
+            "splits": {name: split.model_dump() for name, split in data.lineage.splits.items()},
+            "tfidf": {metric.name: metric(baseline, targets) for metric in data.metrics},
+            "tfidf_predictions": _compact(baseline),
+            "targets": _compact(targets),
+        }
+        self._results.write(path, record)
+
+
+def metrics_of(task: Record) -> list[Metric]:
+    """The metrics that a task's record names, the main one first."""
+    return [Metric(entry["name"], entry["positive"]) for entry in task["metrics"]]
+
+
+def _steps(plan: Plan, arm: str, study: Study) -> tuple[StepParameters, ...]:
+    """The steps from the weights to an arm's model, without the export."""
+    own = len(study.predecessor_steps) if arm == PREDECESSOR else len(plan.recipe.steps) - 1
+    return plan.recipe.steps[:own]
+
+
+def _keeps_best(plan: Plan, arm: str, study: Study) -> bool:
+    return bool(getattr(_steps(plan, arm, study)[-1], "best_on_dev", False))
+
+
+def _compact(predictions: Predictions) -> list[Any]:
+    """Decisions as JSON: positions, numbers to 6 places, or of several labels a text of 0 and 1."""
+    if predictions.ndim == 2:
+        return ["".join(str(int(entry)) for entry in row) for row in predictions]
+    if predictions.dtype.kind == "f":
+        return [round(float(value), 6) if math.isfinite(value) else None for value in predictions]
+    return [int(value) for value in predictions]
+
+
+def expanded(compact: list[Any]) -> Predictions:
+    """Decisions as `predictions_of` gives them, from a record."""
+    if compact and isinstance(compact[0], str):
+        return np.asarray([[int(entry) for entry in row] for row in compact])
+    return np.asarray(compact)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads: with another number the same training ends a little elsewhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

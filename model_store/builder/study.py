@@ -1,0 +1,215 @@
+"""A study: arms × tasks × seeds, compared under one search and one budget, from a YAML file.
+
+Every arm starts from the same trained predecessor of its task and seed. A learning rate that a step does not state is
+searched: each of the study's rates is tried with the first seed and judged on dev, for every arm alike, the
+predecessor included; all seeds then use the best. The test split is looked at once a cell, after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
+
+from model_store.builder.errors import RecipeError
+from model_store.builder.knobs import Knobs
+from model_store.builder.recipe import Recipe, apply_override, first_problem, located, resolve
+from model_store.builder.sources import DataSource
+from model_store.builder.step import TrainingParameters, operator_module, operator_names
+from model_store.builder.weights import Weights
+from model_store.manifest import Name, Side
+
+PREDECESSOR = "predecessor"
+Steps = tuple[dict[str, Any], ...]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{', '.join(map(str, values))} has a value twice")
+    return values
+
+
+class Task(Knobs):
+    """What is learnt."""
+
+    data: DataSource
+    max_length: int = Field(default=128, ge=4, le=8192)
+    truncation_side: Side = "right"
+    epochs: PositiveInt | None = Field(default=None, description="in place of the study's, for all arms of this task")
+
+
+class Arm(Knobs):
+    """One way to make a successor: steps of a recipe, between the predecessor and the export."""
+
+    steps: Steps = Field(min_length=1)
+    tasks: tuple[str, ...] | None = Field(default=None, description="only for these; by default for all")
+
+
+class Study(Knobs):
+    """What is compared, and how often."""
+
+    name: Name
+    about: str = ""
+    predecessor: Weights
+    predecessor_steps: Steps = Field(min_length=1, description="make the predecessor of the weights")
+    epochs: PositiveInt = Field(description="of every training step of an arm that states none: the common budget")
+    learning_rates: Annotated[tuple[float, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    data_folder: Path = Field(
+        default=Path(), description="where relative paths of tasks start, from the study's folder"
+    )
+    threads: PositiveInt = Field(default=1, description="of torch: another number rounds otherwise, and ends elsewhere")
+    tasks: dict[Name, Task] = Field(min_length=1)
+    arms: dict[Name, Arm] = Field(min_length=1)
+    references: tuple[Name, ...] = Field(default=(), description="arms that every other one is tested against")
+
+    @model_validator(mode="after")
+    def _names_that_are_there(self) -> Self:
+        if PREDECESSOR in self.arms:
+            raise ValueError(f"arms: {PREDECESSOR} is the arm that every study has: choose another name")
+        for name in self.references:
+            if name not in self.arms:
+                raise ValueError(f"references: no arm {name!r}: there are {', '.join(self.arms)}")
+        for name, arm in self.arms.items():
+            unknown = [task for task in arm.tasks or () if task not in self.tasks]
+            if unknown:
+                raise ValueError(f"arms.{name}.tasks: no task {unknown[0]!r}: there are {', '.join(self.tasks)}")
+        return self
+
+    @property
+    def search_seed(self) -> int:
+        """The seed that learning rates are searched with."""
+        return self.seeds[0]
+
+    def arms_of(self, task: str) -> list[str]:
+        """The arms of a task, the predecessor first."""
+        return [PREDECESSOR, *(name for name, arm in self.arms.items() if arm.tasks is None or task in arm.tasks)]
+
+    def rates_of(self, arm: str) -> tuple[float, ...]:
+        """The learning rates to try for an arm; none where its steps state their own."""
+        steps = self.predecessor_steps if arm == PREDECESSOR else self.arms[arm].steps
+        return self.learning_rates if any(_is_searched(step) for step in steps) else ()
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell, in the order in which they are worked on: what is finished is useful at any time."""
+        for task in self.tasks:
+            for seed in self.seeds:
+                for arm in self.arms_of(task):
+                    yield Cell(task, arm, seed)
+
+    def trials(self, task: str, arm: str) -> list[Trial]:
+        """The trials that an arm's learning rate is chosen from; none where there is no choice."""
+        rates = self.rates_of(arm)
+        return [Trial(task, arm, rate) for rate in rates] if len(rates) > 1 else []
+
+    def units(self) -> list[Cell | Trial]:
+        """All there is to do, in order: before an arm's first cell on a task, its trials."""
+        units: list[Cell | Trial] = []
+        for cell in self.cells():
+            if cell.seed == self.search_seed:
+                units += self.trials(cell.task, cell.arm)
+            units.append(cell)
+        return units
+
+    def recipe(self, task: str, arm: str, seed: int, rates: dict[str, float]) -> Recipe:
+        """The recipe of one cell, with `rates` of the predecessor and of the arm where they are searched.
+
+        A rate that isn't given is the first of those to try: enough to check the recipe. For the
+        predecessor itself, that of the first arm: the predecessor's own steps are the same in all.
+        """
+        own = self.tasks[task]
+        chosen = next(iter(self.arms)) if arm == PREDECESSOR else arm
+        any_rate = self.learning_rates[0]
+        before = [_completed(step, rates.get(PREDECESSOR, any_rate), None) for step in self.predecessor_steps]
+        after = [
+            _completed(step, rates.get(arm, any_rate), own.epochs or self.epochs) for step in self.arms[chosen].steps
+        ]
+        document = {
+            "name": f"{self.name}-{task}-{chosen}"[:64].rstrip("-._"),
+            "predecessor_name": PREDECESSOR,
+            "seed": seed,
+            "max_length": own.max_length,
+            "truncation_side": own.truncation_side,
+            "data": own.data,
+            "predecessor": self.predecessor,
+            "steps": [*before, *after, {"operator": "export"}],
+        }
+        return resolve(document, Path())
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One result of the grid, written `task/arm/seedN`."""
+
+    task: str
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.arm}/seed{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One learning rate of an arm's search, judged on dev."""
+
+    task: str
+    arm: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.arm}/rate{self.rate:g}"
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study's file, with `a.b=c` overrides applied; relative paths in it are taken from its folder.
+
+    Raises:
+        RecipeError: it isn't there, is not YAML, or has a key or value that is not allowed.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"study {path} can't be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path} is not a study: a mapping with {', '.join(Study.model_fields)} is wanted")
+    for override in overrides:
+        apply_override(document, override)
+    try:
+        study = Study.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(first_problem(error, document)) from error
+    study = study.model_copy(update=_located(study, path.absolute().parent))
+    for cell in study.cells():
+        if cell.seed == study.search_seed:
+            try:
+                study.recipe(cell.task, cell.arm, cell.seed, {})
+            except RecipeError as error:
+                raise RecipeError(f"arm {cell.arm}: {error}") from error
+    return study
+
+
+def _located(study: Study, folder: Path) -> dict[str, Any]:
+    """The study's parts that hold paths, relative ones taken from `folder`."""
+    data = folder / study.data_folder
+    tasks = {name: task.model_copy(update={"data": located(task.data, data)}) for name, task in study.tasks.items()}
+    return {"tasks": tasks, "predecessor": located(study.predecessor, folder)}
+
+
+def _is_searched(step: dict[str, Any]) -> bool:
+    return "learning_rate" not in step and _trains(step)
+
+
+def _trains(step: dict[str, Any]) -> bool:
+    name = step.get("operator")
+    return name in operator_names() and issubclass(operator_module(str(name)).Parameters, TrainingParameters)
+
+
+def _completed(step: dict[str, Any], rate: float | None, epochs: int | None) -> dict[str, Any]:
+    """A step with the learning rate and epochs that it does not state itself."""
+    given = {"learning_rate": rate, "epochs": epochs} if _trains(step) else {}
+    return {key: value for key, value in given.items() if value is not None} | step

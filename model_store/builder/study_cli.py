@@ -1,0 +1,104 @@
+"""The command `successor study`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_store.builder.cells import Bench, Results
+from model_store.builder.errors import StudyError
+from model_store.builder.fetch import cache_folder
+from model_store.builder.progress import ConsoleProgress, Progress
+from model_store.builder.study import Study, load_study
+from model_store.builder.study_report import cell_of, stated_interval, write_study_report
+
+
+def study(  # noqa: PLR0913 - each argument is one of the command's options
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file.")],
+    *,
+    cell: Annotated[
+        str | None,
+        typer.Option(metavar="TASK/ARM/SEED", help="Compute this cell alone, and compare it with its record."),
+    ] = None,
+    next_only: Annotated[
+        bool, typer.Option("--next", help="Compute the next missing trial or cell, then stop.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report", help="Write the report of what there is; needs no data.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key: --set data_folder=/my/data")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="The records' folder; by default beside the study's file.")
+    ] = None,
+    work: Annotated[Path | None, typer.Option(help="Where models are kept meanwhile; by default in the cache.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare ways to make a successor over tasks and seeds; goes on from the records that are there.
+
+    Example: successor study my-study.yaml --cell sst2/theseus/seed1
+    """
+    whole = load_study(file, changes or ())
+    records = Results(results or file.with_suffix(""))
+    progress = ConsoleProgress()
+    bench = Bench(whole, records, work or cache_folder() / "studies" / whole.name, progress)
+    if cell is not None:
+        _one_cell(whole, records, bench, cell, as_json=as_json)
+        return
+    if not report_only:
+        _fill(whole, records, bench, progress, next_only=next_only)
+    report = write_study_report(whole, records)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        typer.echo(f"{report['finished']} of {report['units']} finished; the table is {records.folder / 'table.md'}")
+
+
+def _fill(study: Study, records: Results, bench: Bench, progress: Progress, *, next_only: bool) -> None:
+    while missing := records.missing(study):
+        left = records.seconds_left(study)
+        total = len(study.units())
+        time_left = "" if left is None else f", about {_duration(left)} left"
+        progress.note(f"{study.name}: {total - len(missing)} of {total} done{time_left}; next is {missing[0]}")
+        bench.keep(missing[0], bench.compute(missing[0]))
+        if next_only:
+            return
+
+
+def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_json: bool) -> None:
+    cell = cell_of(study, text)
+    if cell is None:
+        raise StudyError(f"--cell {text}: the study has no such cell; they are written like {next(study.cells())}")
+    before = records.read(records.path(cell))
+    again = bench.compute(cell)
+    task = records.read(records.task_path(cell.task)) or {}
+    metric = next(iter(again["test"]))
+    result = {"cell": text, "metric": metric, "value": again["test"][metric], "speedup": again["speedup"]["value"]}
+    if before is None:
+        bench.keep(cell, again)
+    else:
+        low, high = stated_interval(task, before)
+        result |= {"recorded": before["test"][metric], "low": low, "high": high}
+        result["same_decisions"] = float(
+            sum(a == b for a, b in zip(before["predictions"], again["predictions"], strict=True))
+            / len(again["predictions"])
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    typer.echo(f"{text}: {metric} {result['value']:.4f} on test, {result['speedup']:.2f} times as fast")
+    if before is not None:
+        inside = result["low"] <= result["value"] <= result["high"]
+        typer.echo(
+            f"recorded: {result['recorded']:.4f}, 95 % interval {result['low']:.4f} to {result['high']:.4f}:"
+            f" {'inside' if inside else 'OUTSIDE'}; {result['same_decisions']:.1%} of the decisions are the same"
+        )
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"

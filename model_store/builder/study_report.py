@@ -1,0 +1,242 @@
+"""What a study found, from its records alone: results.json, table.md and pareto.png."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_store.builder.cells import Record, Results, expanded, metrics_of
+from model_store.builder.metrics import Metric, Predictions
+from model_store.builder.report import markdown_table, new_figure, triple
+from model_store.builder.study import PREDECESSOR, Cell, Study
+from model_store.statistics import paired_bootstrap
+
+REPORT_FILES = ("results.json", "table.md", "pareto.png")
+Score = Callable[[Predictions, Predictions], float]
+
+
+def write_study_report(study: Study, results: Results) -> dict[str, Any]:
+    """Write the report's files into the results' folder; its content."""
+    report = study_report(study, results)
+    results.folder.mkdir(parents=True, exist_ok=True)
+    (results.folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (results.folder / "table.md").write_text(_markdown(report), encoding="utf-8")
+    _plot(results.folder / "pareto.png", report)
+    return report
+
+
+def study_report(study: Study, results: Results) -> dict[str, Any]:
+    """Every figure of the report; of a task or an arm without a finished cell, nothing."""
+    tasks: dict[str, Any] = {}
+    for name in study.tasks:
+        task = results.read(results.task_path(name))
+        cells: dict[str, dict[int, Record]] = {}
+        for cell in study.cells():
+            record = results.read(results.path(cell)) if cell.task == name else None
+            if record is not None:
+                cells.setdefault(cell.arm, {})[cell.seed] = record
+        if task is not None and cells:
+            tasks[name] = _task_report(study, task, cells)
+    done, units = results.missing(study), study.units()
+    machines = sorted({m for task in tasks.values() for arm in task["arms"].values() for m in arm["machines"]})
+    return {
+        "study": study.name,
+        "about": study.about,
+        "threads": study.threads,
+        "learning_rates": study.learning_rates,
+        "finished": len(units) - len(done),
+        "units": len(units),
+        "machines": machines,
+        "tasks": tasks,
+    }
+
+
+def stated_interval(task: Record, record: Record) -> tuple[float, float]:
+    """The 95 % interval of a cell's main metric, over the test rows."""
+    metric, targets = metrics_of(task)[0], expanded(task["targets"])
+    return paired_bootstrap(metric, expanded(record["predictions"]), targets).interval
+
+
+def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
+    metrics, targets = metrics_of(task), expanded(task["targets"])
+    rivals = [name for name in study.references if name in cells]
+    arms = {}
+    for arm, records in cells.items():
+        entry: dict[str, Any] = {
+            "seeds": sorted(records),
+            "test": {
+                metric.name: _spread([record["test"][metric.name] for record in records.values()]) for metric in metrics
+            },
+            "interval": triple(_mean_score(metrics[0], targets, records)),
+            "dev": _spread([record["dev"] for record in records.values()]),
+            "learning_rates": next(iter(records.values()))["learning_rates"],
+            "speedup": _spread([record["speedup"]["value"] for record in records.values()]),
+            "p50_ms": _spread([record["p50_ms"]["this"] for record in records.values()]),
+            "bytes": next(iter(records.values()))["bytes"],
+            "machines": sorted({record["machine"] for record in records.values()}),
+        }
+        if PREDECESSOR in cells:
+            entry["retention"] = _retention(metrics[0], cells[PREDECESSOR], records)
+        entry["differences"] = {
+            rival: difference
+            for rival in (PREDECESSOR, *rivals)
+            if rival != arm and rival in cells
+            for difference in [_difference(metrics[0], targets, records, cells[rival])]
+            if difference is not None
+        }
+        arms[arm] = entry
+    return {
+        "metric": metrics[0].name,
+        "splits": task["splits"],
+        "licence": task["licence"],
+        "tfidf": task["tfidf"],
+        "references": rivals,
+        "arms": arms,
+    }
+
+
+def _stacked(records: dict[int, Record], seeds: list[int]) -> Predictions:
+    """Decisions `(rows, seeds)`, or `(rows, seeds, labels)`: resampling rows keeps the seeds of a row together."""
+    return np.stack([expanded(records[seed]["predictions"]) for seed in seeds], axis=1)
+
+
+def _over_seeds(metric: Metric) -> Score:
+    """The metric's mean over the seeds of stacked decisions."""
+
+    def score(predictions: Predictions, targets: Predictions) -> float:
+        return float(np.mean([metric(predictions[:, index], targets) for index in range(predictions.shape[1])]))
+
+    return score
+
+
+def _mean_score(metric: Metric, targets: Predictions, records: dict[int, Record]) -> Any:  # noqa: ANN401
+    return paired_bootstrap(_over_seeds(metric), _stacked(records, sorted(records)), targets)
+
+
+def _difference(
+    metric: Metric, targets: Predictions, ours: dict[int, Record], theirs: dict[int, Record]
+) -> dict[str, Any] | None:
+    """Our mean metric minus theirs over the seeds that both have, on the same resampled rows."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    score = _over_seeds(metric)
+    estimate = paired_bootstrap(
+        lambda a, b, wanted: score(a, wanted) - score(b, wanted),
+        _stacked(ours, seeds),
+        _stacked(theirs, seeds),
+        targets,
+    )
+    return triple(estimate) | {"seeds": len(seeds)}
+
+
+def _retention(metric: Metric, old: dict[int, Record], new: dict[int, Record]) -> dict[str, Any] | None:
+    """R of each seed: the arm's metric ÷ the predecessor's that it was made of."""
+    both = sorted(old.keys() & new.keys())
+    bases = [old[seed]["test"][metric.name] for seed in both]
+    if not both or not all(bases):
+        return None
+    return _spread([new[seed]["test"][metric.name] / base for seed, base in zip(both, bases, strict=True)])
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "values": values}
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in report["learning_rates"])
+    lines = [
+        f"# {report['study']}",
+        "",
+        report["about"].strip(),
+        "",
+        f"{report['finished']} of {report['units']} trials and cells are finished. Mean ± standard deviation over the"
+        " seeds; differences with 95 % intervals of a paired bootstrap over the test rows, all seeds of a row together."
+        f" Learning rate of each arm: the best of {rates} on dev, with the first seed. S: p50 of the predecessor ÷ this"
+        " arm's, float32 ONNX both, one thread, taken in turns in one process.",
+    ]
+    for name, task in report["tasks"].items():
+        rows = task["splits"]
+        dropped = ", ".join(f"{rows[split]['dropped_overlap']} of {split}" for split in ("train", "dev"))
+        sizes = ", ".join(f"{split} {rows[split]['rows']}" for split in rows)
+        header = ["arm", "seeds", *task["tfidf"], "95 %", "R", *(f"− {rival}" for rival in task["references"])]
+        body = [_row(arm, entry, task) for arm, entry in task["arms"].items()]
+        empty = [""] * (len(header) - len(task["tfidf"]) + 1)
+        body.append(["tf-idf", "", *(f"{value:.4f}" for value in task["tfidf"].values()), *empty])
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"Rows: {sizes}. Dropped because their text is in a later split: {dropped}. Licence: {task['licence']}.",
+            "",
+            markdown_table([*header, "S", "MB", "rate"], body),
+        ]
+    lines += ["", "![quality against speed](pareto.png)", "", "Measured on:", ""]
+    lines += [f"- {machine}; torch with {report['threads']} thread(s)" for machine in report["machines"]]
+    return "\n".join(lines) + "\n"
+
+
+def _row(arm: str, entry: dict[str, Any], task: dict[str, Any]) -> list[str]:
+    interval, retention = entry["interval"], entry.get("retention")
+    differences = [entry["differences"].get(rival) for rival in task["references"]]
+    own = entry["learning_rates"].get(arm)
+    return [
+        arm,
+        str(len(entry["seeds"])),
+        *(_plus_minus(entry["test"][name]) for name in task["tfidf"]),
+        f"{interval['low']:.4f} to {interval['high']:.4f}",
+        _plus_minus(retention) if retention else "",
+        *(f"{d['value']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else "" for d in differences),
+        f"{entry['speedup']['mean']:.2f}",
+        f"{entry['bytes'] / 1e6:.1f}",
+        "" if own is None else f"{own:g}",
+    ]
+
+
+def _plus_minus(spread: dict[str, Any]) -> str:
+    return f"{spread['mean']:.4f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.4f}")
+
+
+def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
+    """The names of the points `(speed, quality)` that no other point is at least as good as in both, by speed."""
+    front = [
+        name
+        for name, (speed, quality) in points.items()
+        if not any(
+            other_speed >= speed and other_quality >= quality and (other_speed, other_quality) != (speed, quality)
+            for other_speed, other_quality in points.values()
+        )
+    ]
+    return sorted(front, key=lambda name: points[name])
+
+
+def _plot(path: Path, report: dict[str, Any]) -> None:
+    tasks = report["tasks"]
+    figure, panels = new_figure(max(4.5 * len(tasks), 4.5), 4, max(len(tasks), 1))
+    for axes, (name, task) in zip(panels, tasks.items(), strict=False):
+        points = {
+            arm: (entry["speedup"]["mean"], entry["test"][task["metric"]]["mean"])
+            for arm, entry in task["arms"].items()
+        }
+        for arm, (speed, quality) in points.items():
+            sd = task["arms"][arm]["test"][task["metric"]]["sd"]
+            axes.errorbar([speed], [quality], yerr=[sd or math.nan], fmt="o", capsize=3, label=arm)
+        front = [points[arm] for arm in pareto_front(points)]
+        axes.plot([speed for speed, _ in front], [quality for _, quality in front], color="grey", linewidth=1, zorder=0)
+        axes.axhline(task["tfidf"][task["metric"]], linestyle=":", color="grey", label="tf-idf")
+        axes.set_title(name)
+        axes.set_xlabel("S: times as fast as the predecessor")
+        axes.set_ylabel(f"{task['metric']} on test")
+        axes.legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
+
+
+def cell_of(study: Study, text: str) -> Cell | None:
+    """The cell of a study that is written `task/arm/seedN`."""
+    return next((cell for cell in study.cells() if str(cell) == text), None)
