@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from model_store.builder.data import TaskData, json_records, load_data, normalised
 from model_store.builder.errors import DataError, FetchError, NotFetchedError, OverlapError
+from model_store.builder.metrics import Metric
 from model_store.builder.sources import DataSource, read_movie_reviews
 from model_store.encoding import TextItem
 from tests.tiny_torch import write_records
@@ -129,8 +130,20 @@ def test_pairs_overlap_only_when_both_texts_do() -> None:
     assert normalised(TextItem("a", "b")) != normalised(TextItem("a"))
 
 
-def test_row_limits_take_the_first_rows(tmp_path: Path) -> None:
+def test_the_metrics_are_those_that_the_recipe_names_the_first_deciding(tmp_path: Path) -> None:
+    folder = simple(tmp_path)
+    assert load_data(source(folder)).metric == Metric("accuracy")
+    named = load_data(source(folder, metrics=["f1", "accuracy"], positive_label="a"))
+    assert named.metrics == (Metric("f1", 0), Metric("accuracy", 0))
+    assert named.metric.name == "f1"
+
+
+def test_row_limits_take_rows_evenly_spaced_for_files_are_often_sorted_by_label(tmp_path: Path) -> None:
     write_records(tmp_path)
+    whole = load_data(source(tmp_path)).splits["train"]
+    third = load_data(source(tmp_path, max_train_rows=32)).splits["train"]
+    assert third == whole[::3]
+    assert load_data(source(tmp_path, max_train_rows=96)).splits["train"] == whole
     data = load_data(source(tmp_path, max_train_rows=10, max_dev_rows=4, max_test_rows=5))
     assert [len(data.splits[split]) for split in ("train", "dev", "test")] == [10, 4, 5]
 
@@ -152,6 +165,8 @@ def test_row_limits_take_the_first_rows(tmp_path: Path) -> None:
         ({"train": rows(("x", "nan"))}, {"problem": "regression"}, "a regression wants a number"),
         ({"train": rows(("x", None))}, {"problem": "regression"}, "a regression wants a number"),
         ({}, {"problem": "regression", "labels": ["a", "b"]}, "a regression has one name"),
+        ({}, {"positive_label": "c"}, "data.positive_label: 'c' is no label: use 'a', 'b'"),
+        ({"train": rows(("x", "a"), ("y", "b"), ("z", "c"))}, {"metrics": ["f1"]}, "f1 of 3 labels needs"),
         ({}, {"text": "body"}, "data.text: no column 'body' in train.jsonl, line 1: it has text, label"),
         ({}, {"label": "class"}, "data.label: no column 'class'"),
         ({}, {"text_pair": "second"}, "data.text_pair: no column 'second'"),

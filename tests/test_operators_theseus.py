@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 from model_store.builder.errors import RecipeError, WeightsError
 from model_store.builder.layers import ReplaceableLayers, set_layers, stack_of
 from model_store.builder.operators.theseus import Parameters, draw_gates
+from model_store.builder.step import Shape
 
 
 def parameters(**changes: object) -> Parameters:
@@ -58,6 +60,28 @@ def test_gates_are_drawn_for_each_module_alone() -> None:
         assert sum(gates[module] for gates in drawn) / len(drawn) == pytest.approx(4 / 7, abs=0.03)
 
 
+def test_the_rate_is_an_implicit_warm_up_of_the_learning_rate() -> None:
+    """Section 3.4 of the paper: a module trains only where it is used, in a share p of the steps."""
+    schedule, modules, seeds = parameters(replacing_share=0.5), 8, 400
+    for step in (0, 25, 49):
+        used = np.mean([draw_gates(schedule.rate(step, 100), modules, seed, step) for seed in range(seeds)])
+        assert used == pytest.approx(schedule.rate(step, 100), abs=0.03)  # none open in 8 of p = 0.3: 6 % drawn again
+    model = tiny_bert()
+    model.requires_grad_(requires_grad=False)
+    routed = ReplaceableLayers(stack_of(model), range(3), (2, 2, 2))
+    set_layers(model, routed)
+    routed.gates = [False, True, False]
+    before = {name: tensor.clone() for name, tensor in routed.successor.state_dict().items()}
+    optimiser = torch.optim.AdamW(routed.successor.parameters(), lr=0.1)
+    model.train()(torch.tensor([[1, 2, 3]]), labels=torch.tensor([1])).loss.backward()
+    optimiser.step()
+    changed = {
+        name.split(".")[0] for name, tensor in routed.successor.state_dict().items() if not tensor.equal(before[name])
+    }
+    assert changed == {"1"}
+    assert all(parameter.grad is None for parameter in routed.predecessor.parameters())
+
+
 def test_gates_are_drawn_again_when_none_is_open() -> None:
     assert all(any(draw_gates(0.01, 2, 0, step)) for step in range(200))
 
@@ -74,9 +98,37 @@ def test_successor_layers_start_from_the_first_n_or_from_the_first_that_each_rep
     assert list(parameters(initialisation="spread").copied_layers(6)) == [0, 2, 4]
 
 
+def test_uneven_modules_are_given_as_what_each_stands_for() -> None:
+    uneven = parameters(layers=None, modules=(1, 3, 2))
+    assert uneven.spans(6) == (1, 3, 2)
+    assert uneven.copied_layers(6) == (0, 1, 2)
+    assert parameters(layers=None, modules=(1, 3, 2), initialisation="spread").copied_layers(6) == (0, 1, 4)
+    assert uneven.shape_after(Shape("classifier", 6)) == Shape("classifier", 3)
+
+
+def test_an_open_gate_of_an_uneven_module_replaces_all_that_it_stands_for() -> None:
+    layers = nn.ModuleList(nn.Identity() for _ in range(6))
+    routed = ReplaceableLayers(layers, range(3), (1, 3, 2))
+    routed.gates = [False, True, False]
+    assert list(routed) == [layers[0], routed.successor[1], layers[4], layers[5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": None, "modules": (2, 2)}, "modules: 2, 2 is not the 6 layers it replaces"),
+        ({"layers": None, "modules": (1,) * 6}, "in fewer modules: their sum is 6, their number 6"),
+        ({"layers": 4}, "4 does not divide the 6 layers"),
+    ],
+)
+def test_modules_that_do_not_make_up_the_predecessor_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parameters(**changes).shape_after(Shape("classifier", 6))
+
+
 def test_successor_layers_start_as_copies_that_share_nothing_with_the_originals() -> None:
     layers = stack_of(tiny_bert())
-    routed = ReplaceableLayers(layers, (0, 2, 4))
+    routed = ReplaceableLayers(layers, (0, 2, 4), (2, 2, 2))
     for index, original in enumerate((0, 2, 4)):
         ours, theirs = routed.successor[index].state_dict(), layers[original].state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -86,7 +138,7 @@ def test_successor_layers_start_as_copies_that_share_nothing_with_the_originals(
 
 def test_an_open_gate_runs_one_successor_layer_in_place_of_its_share_of_the_predecessor() -> None:
     layers = nn.ModuleList(nn.Identity() for _ in range(6))
-    routed = ReplaceableLayers(layers, range(3))
+    routed = ReplaceableLayers(layers, range(3), (2, 2, 2))
     routed.gates = [False, True, False]
     assert list(routed) == [layers[0], layers[1], routed.successor[1], layers[4], layers[5]]
     assert (len(routed), routed[2]) == (5, routed.successor[1])
@@ -94,7 +146,7 @@ def test_an_open_gate_runs_one_successor_layer_in_place_of_its_share_of_the_pred
 
 def test_in_evaluation_the_successor_runs_alone_whatever_the_gates_are() -> None:
     model = tiny_bert()
-    routed = ReplaceableLayers(stack_of(model), range(3))
+    routed = ReplaceableLayers(stack_of(model), range(3), (2, 2, 2))
     routed.gates = [False, False, False]
     set_layers(model, routed)
     ids = torch.tensor([[1, 2, 3]])
@@ -111,7 +163,7 @@ def test_with_all_gates_closed_the_whole_is_the_predecessor() -> None:
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         before = model.eval()(ids).logits
-        routed = ReplaceableLayers(stack_of(model), range(3))
+        routed = ReplaceableLayers(stack_of(model), range(3), (2, 2, 2))
         set_layers(model, routed)
         routed.gates = [False] * 3
         routed.training = True  # dropout stays off: only the route is that of training
@@ -120,7 +172,7 @@ def test_with_all_gates_closed_the_whole_is_the_predecessor() -> None:
 
 def test_a_model_of_another_architecture_is_routed_by_its_own_loop() -> None:
     model = DistilBertModel(DistilBertConfig(vocab_size=20, dim=8, n_layers=4, n_heads=2, hidden_dim=16))
-    routed = ReplaceableLayers(stack_of(model), range(2))
+    routed = ReplaceableLayers(stack_of(model), range(2), (2, 2))
     set_layers(model, routed)
     assert model.eval()(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 8)
     set_layers(model, routed.successor)

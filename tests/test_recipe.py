@@ -10,10 +10,12 @@ from model_store.builder.errors import RecipeError
 from model_store.builder.recipe import Recipe, apply_override, load_recipe, resolve, shipped_recipes, to_yaml
 from model_store.builder.sources import FileSource
 from model_store.builder.step import Shape, operator_names
-from model_store.builder.weights import HubWeights, LocalWeights, PackageWeights
+from model_store.builder.weights import HubWeights, LocalWeights, PackageWeights, SplitWeights
 
 TUNE = {"operator": "fine_tune", "epochs": 1, "learning_rate": 1e-4}
 THESEUS = {"operator": "theseus", "layers": 3, "epochs": 1, "learning_rate": 1e-4}
+DISTILL = {"operator": "distill", "layers": 3, "epochs": 1, "learning_rate": 1e-4}
+DROP = {"operator": "drop_layers", "layers": 3}
 EXPORT = {"operator": "export"}
 QUANTIZE = {"operator": "quantize"}
 ENCODER = Shape("encoder", 6)
@@ -57,11 +59,14 @@ def test_what_a_dry_run_prints_is_the_same_recipe(tmp_path: Path) -> None:
         ({"data": {"source": "movie_reviews", "path": "x"}}, "data: unknown key path: allowed are problem"),
         ({"data": {"source": "web"}}, "'files', 'hub', 'movie_reviews'"),
         ({"data": {"source": "files", "licence": "MIT"}}, "data.train: field required"),
-        ({"predecessor": {"folder": "x"}}, "predecessor: name the weights by one of the keys package, path or hub"),
+        (
+            {"predecessor": {"folder": "x"}},
+            "predecessor: name the weights by one of the keys package, parts, path or hub",
+        ),
         ({"predecessor": "weights"}, "predecessor: name the weights by one of the keys"),
         ({"predecessor": {"path": "x", "sha": "y"}}, "predecessor: unknown key sha: allowed are path, licence"),
         ({"steps": []}, "steps: "),
-        ({"steps": [{"operator": "magic"}]}, "'export', 'fine_tune', 'fp16', 'quantize', 'theseus'"),
+        ({"steps": [{"operator": "magic"}]}, "'distill', 'drop_layers', 'export', 'fine_tune', 'fp16', 'quantize', 'theseus'"),
         ({"steps": [TUNE | {"layers": 3}]}, "steps.0: unknown key layers: allowed are operator, epochs"),
         ({"steps": [TUNE | {"epochs": "many"}]}, "steps.0.epochs: input should be a valid integer"),
         ({"steps": [TUNE | {"learning_rate": float("nan")}]}, "steps.0.learning_rate: "),
@@ -70,6 +75,11 @@ def test_what_a_dry_run_prints_is_the_same_recipe(tmp_path: Path) -> None:
         ({"alias": "12"}, "alias '12' would read as a version number"),
         ({"predecessor_name": "small"}, "name and predecessor_name must differ"),
         ({"steps": [THESEUS | {"replacing_share": 0.5, "rate_per_step": 0.1}]}, "rate_per_step or replacing_share"),
+        ({"steps": [THESEUS | {"modules": [1, 2]}]}, "give layers, or modules where they are uneven"),
+        ({"steps": [TUNE | {"patience": 2}]}, "steps.0: patience: without best_on_dev"),
+        ({"steps": [DISTILL | {"layers": 1, "patient_weight": 1}]}, "a student of 1 layer has none below its last"),
+        ({"data": {"source": "movie_reviews", "metrics": ["pearson"]}}, "pearson is not for a single_label problem"),
+        ({"data": {"source": "movie_reviews", "metrics": ["bleu"]}}, "'accuracy', 'f1', 'macro_f1'"),
         ({"steps": [THESEUS | {"schedule": "constant", "rate_per_step": 0.1}]}, "is for the linear schedule"),
     ],
 )
@@ -87,6 +97,9 @@ def test_a_bad_recipe_is_refused_naming_the_key_and_what_is_allowed(changes: dic
         ([TUNE, QUANTIZE, EXPORT], ENCODER, "steps.1.quantize can't follow here: it takes onnx"),
         ([TUNE, THESEUS], ENCODER, "must export the model"),
         ([TUNE, EXPORT], ENCODER, "none of them compresses"),
+        ([TUNE, DISTILL | {"layers": 6}, EXPORT], ENCODER, "layers: 6 is not fewer than the 6 layers before this step"),
+        ([DISTILL, EXPORT], ENCODER, "distill can't follow here: it takes classifier"),
+        ([DROP | {"layers": 7}, EXPORT], ENCODER, "layers: 7 is not fewer"),
         ([TUNE, THESEUS | {"layers": 4}, EXPORT], ENCODER, "steps.1.layers: 4 does not divide the 6 layers"),
         ([TUNE, THESEUS | {"layers": 6}, EXPORT], ENCODER, "use 1, 2, 3"),
         ([THESEUS | {"layers": 1}, EXPORT], Shape("classifier", 1), "use a predecessor with more layers"),
@@ -105,6 +118,9 @@ def test_steps_that_do_not_fit_are_refused_before_anything_runs(
     [
         ([TUNE, THESEUS, EXPORT, QUANTIZE], ENCODER, 3, 1),
         ([TUNE, EXPORT, QUANTIZE], ENCODER, 6, 1),
+        ([DROP, TUNE, EXPORT], ENCODER, 3, 0),
+        ([TUNE, DROP, TUNE, EXPORT], ENCODER, 3, 1),
+        ([TUNE, DISTILL, EXPORT], ENCODER, 3, 1),
         ([THESEUS, THESEUS | {"layers": 1}, TUNE, EXPORT], Shape("classifier", 6), 1, 0),
     ],
 )
@@ -121,6 +137,10 @@ def test_steps_compose_in_any_order_in_which_their_kinds_fit(
     [
         ({"path": "x"}, LocalWeights),
         ({"hub": "org/name"}, HubWeights),
+        (
+            {"parts": [{"package": "p", "version": "1", "sha256": "0" * 64}], "member": "m", "licence": "MIT"},
+            SplitWeights,
+        ),
         ({"package": "p", "version": "1", "sha256": "0" * 64, "member": "m", "licence": "MIT"}, PackageWeights),
     ],
 )
@@ -183,4 +203,4 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_names_of_those_that_ship
 
 
 def test_every_operator_is_a_file_with_parameters_and_a_function() -> None:
-    assert operator_names() == ["export", "fine_tune", "fp16", "quantize", "theseus"]
+    assert operator_names() == ["distill", "drop_layers", "export", "fine_tune", "fp16", "quantize", "theseus"]

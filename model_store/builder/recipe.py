@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model_store.builder.errors import RecipeError
 from model_store.builder.knobs import Knobs
-from model_store.builder.sources import DataSource, FileSource
+from model_store.builder.sources import SPLITS, DataSource, FileSource
 from model_store.builder.step import Shape, StepParameters, operator_module, operator_names
 from model_store.builder.weights import LocalWeights, Weights
 from model_store.errors import InvalidReferenceError
@@ -29,7 +29,7 @@ else:  # the union of every operator's parameters, told apart by the operator's 
     ]
 
 
-Located = TypeVar("Located")
+Located = TypeVar("Located", bound=Knobs)
 
 
 class Gate(Knobs):
@@ -142,11 +142,8 @@ def resolve(document: dict[str, Any], folder: Path) -> Recipe:
 
 def located(part: Located, folder: Path) -> Located:
     """A source of data or weights, with its relative paths taken from `folder`."""
-    if isinstance(part, FileSource):
-        return part.resolved(folder)
-    if isinstance(part, LocalWeights):
-        return part.model_copy(update={"path": (folder / part.path).absolute()})
-    return part
+    keys = SPLITS if isinstance(part, FileSource) else ("path",) if isinstance(part, LocalWeights) else ()
+    return part.model_copy(update={key: (folder / getattr(part, key)).absolute() for key in keys})
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:

@@ -104,10 +104,6 @@ class FileSource(Columns):
     test: Path
     licence: str
 
-    def resolved(self, folder: Path) -> FileSource:
-        """The same, with relative paths taken from the recipe's folder."""
-        return self.model_copy(update={split: (folder / getattr(self, split)).absolute() for split in SPLITS})
-
     def read(self, *, offline: bool = False) -> RawSplits:  # noqa: ARG002
         """Every split's rows.
 

@@ -184,12 +184,12 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     except ValidationError as error:
         raise RecipeError(first_problem(error, document)) from error
     study = study.model_copy(update=_located(study, path.absolute().parent))
-    for cell in study.cells():
-        if cell.seed == study.search_seed:
+    for task in study.tasks:
+        for arm in study.arms:
             try:
-                study.recipe(cell.task, cell.arm, cell.seed, {})
+                study.recipe(task, arm, study.search_seed, {})
             except RecipeError as error:
-                raise RecipeError(f"arm {cell.arm}: {error}") from error
+                raise RecipeError(f"arms.{arm}: after the predecessor's steps, {error}") from error
     return study
 
 

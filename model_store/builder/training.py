@@ -27,7 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from model_store.builder.batches import Batch, Collator, LengthGroupedOrder, encode_row
 from model_store.builder.errors import BuildExtraError, TrainingError
@@ -183,15 +183,13 @@ class _StepTrainer(Trainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002  # the base class's signature
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The method's loss, with the outputs where evaluation asks for them."""
+        """While training the method's loss, else the task's, with the outputs where evaluation asks for them."""
         texts = {name: tensor for name, tensor in inputs.items() if name != "labels"}
         if model.training:
-            outputs = self._method.forward(model, texts)
-            loss = self._method.loss(outputs, inputs, self._problem)
-        else:
-            outputs = model(**texts)
-            loss = task_loss(self._problem, outputs.logits, inputs["labels"])
-        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+            return self._method.loss(self._method.forward(model, texts), inputs, self._problem)
+        logits: torch.Tensor = model(**texts).logits
+        loss = task_loss(self._problem, logits, inputs["labels"])
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the method's figures to what is logged, and stop where the loss is lost."""

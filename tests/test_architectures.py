@@ -1,0 +1,75 @@
+"""Every architecture and every kind of task: data, training, export, gate, store, server, with tiny random models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_store.builder.export import PARITY_ROWS
+from model_store.builder.pipeline import Build, build
+from model_store.builder.recipe import resolve
+from model_store.store import ModelStore
+from service.app import create_app
+from service.settings import load_settings
+from tests.tiny_torch import ARCHITECTURES, Recorder, make_tiny_encoder, tiny_document
+from tests.web import running_app
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")]
+
+
+def built(folder: Path, document: dict[str, Any]) -> tuple[Build, ModelStore]:
+    store = ModelStore(folder / "store")
+    return build(resolve(document, folder), store, folder / "work", Recorder()), store
+
+
+def served(store: ModelStore, text: str | list[str]) -> dict[str, Any]:
+    """What the server answers for one text, or one pair."""
+    request = {"model": "tiny", "input": [text] if isinstance(text, list) else text}
+    with running_app(create_app(load_settings(store_dir=store.root, threads=1))) as client:
+        response = client.post("/v1/classify", json=request)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_theseus_builds_exports_and_serves_it(tmp_path: Path, architecture: str) -> None:
+    encoder = make_tiny_encoder(tmp_path / "encoder", architecture=architecture)
+    document = tiny_document(tmp_path, encoder=encoder)
+    del document["steps"][3]
+    done, store = built(tmp_path, document)
+    manifest = store.manifest(done.successor)
+    assert done.measurements["successor_parity"] <= 1e-5
+    assert done.measurements["predecessor_parity"] <= 1e-5
+    assert manifest.artifacts[0].batch_invariant
+    assert manifest.artifacts[0].bytes < store.manifest(done.predecessor).artifacts[0].bytes
+    assert served(store, "good w1 w2")["data"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "measured"),
+    [
+        ({"pair": True}, {"metrics": ["accuracy", "f1"], "positive_label": "positive"}, {"successor_f1"}),
+        ({"classes": 12}, {"metrics": ["macro_f1"]}, set()),
+        ({"problem": "regression", "pair": True}, {"metrics": ["spearman", "pearson"]}, {"predecessor_pearson"}),
+        ({"problem": "multi_label"}, {"metrics": ["micro_f1", "accuracy"]}, {"tfidf_accuracy"}),
+        ({}, {"metrics": ["matthews"]}, set()),
+    ],
+    ids=["pairs", "many classes", "regression", "multi-label", "two classes"],
+)
+def test_every_kind_of_task_is_built_with_its_fields_metrics_and_served(
+    tmp_path: Path, kind: dict[str, Any], changes: dict[str, Any], measured: set[str]
+) -> None:
+    document = tiny_document(tmp_path, **kind)
+    document["data"] |= changes
+    document["steps"] = [document["steps"][0] | {"best_on_dev": True}, document["steps"][1], {"operator": "export"}]
+    done, store = built(tmp_path, document)
+    assert measured <= set(done.measurements)
+    text = ["good w1", "w2 w1"] if kind.get("pair") else "good w1"
+    assert served(store, text)["data"]
+    manifest = store.manifest(done.successor)
+    assert manifest.artifacts[0].max_logit_difference <= 1e-5
+    assert len(manifest.scores.labels) == {"classes": 12}.get(next(iter(kind), ""), len(manifest.scores.labels))
+    assert PARITY_ROWS >= 40

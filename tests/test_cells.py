@@ -1,0 +1,193 @@
+"""A study's cells, computed for real with a model of a few thousand numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from model_store.builder.cells import Bench, Results, expanded
+from model_store.builder.errors import StudyError
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
+from tests.tiny_studies import study_document
+from tests.tiny_torch import Killed, Recorder
+
+pytestmark = pytest.mark.slow
+THESEUS = Cell("words", "theseus", 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the study's file, its data and weights, and the records and work folder of one whole run."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(yaml.safe_dump(study_document(folder)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> Study:
+    return load_study(folder / "study.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, study: Study) -> Results:
+    results = Results(folder / "study")
+    bench = Bench(study, results, folder / "work", Recorder())
+    while missing := results.missing(study):
+        bench.keep(missing[0], bench.compute(missing[0]))
+    return results
+
+
+def record_of(results: Results, unit: Cell | Trial) -> dict[str, Any]:
+    record = results.read(results.path(unit))
+    assert record is not None
+    return record
+
+
+WITHOUT_TIME = ("p50_ms", "speedup", "seconds", "steps")
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in WITHOUT_TIME}
+
+
+def test_every_cell_leaves_one_small_record_with_a_decision_for_every_test_row(study: Study, finished: Results) -> None:
+    for cell in study.cells():
+        record = record_of(finished, cell)
+        assert finished.path(cell).stat().st_size < 4000
+        assert len(record["predictions"]) == 60
+        assert record["unit"] == str(cell)
+        assert set(record["test"]) == {"accuracy", "f1"}
+        assert record["parity"] <= 1e-5
+        assert record["machine"]
+    predecessor, theseus = (record_of(finished, Cell("words", arm, 0)) for arm in (PREDECESSOR, "theseus"))
+    assert theseus["bytes"] < predecessor["bytes"] == theseus["predecessor_bytes"]
+
+
+def test_every_arm_gets_the_same_search_on_dev_with_the_first_seed(study: Study, finished: Results) -> None:
+    for arm in study.arms_of("words"):
+        scores = finished.dev_scores(study, "words", arm)
+        assert list(scores) == [0.001, 0.003]
+        best = max(scores, key=lambda rate: (scores[rate], -rate))
+        assert finished.rate(study, "words", arm) == best
+        for seed in study.seeds:
+            assert record_of(finished, Cell("words", arm, seed))["learning_rates"][arm] == best
+        first = record_of(finished, Cell("words", arm, study.search_seed))
+        assert first["steps"][-2]["dev"] == record_of(finished, Trial("words", arm, best))["dev_history"]
+
+
+def test_what_a_task_has_in_common_is_kept_once_with_the_overlap_counted_and_the_baseline(finished: Results) -> None:
+    task = finished.read(finished.task_path("words"))
+    assert task is not None
+    assert {name: split["rows"] for name, split in task["splits"].items()} == {"train": 96, "dev": 40, "test": 60}
+    assert all(split["dropped_overlap"] == 0 for split in task["splits"].values())
+    assert set(task["tfidf"]) == {"accuracy", "f1"}
+    assert len(task["targets"]) == len(task["tfidf_predictions"]) == 60
+
+
+def test_no_record_says_where_the_files_lie(folder: Path, finished: Results) -> None:
+    for path in finished.folder.rglob("*.json"):
+        assert str(folder) not in path.read_text(encoding="utf-8")
+
+
+def test_a_fresh_clone_computes_a_single_cell_again_with_the_same_decisions(
+    study: Study, finished: Results, tmp_path: Path
+) -> None:
+    copy = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, copy.folder)
+    again = Bench(study, copy, tmp_path / "work", Recorder()).compute(THESEUS)
+    assert timeless(again) == timeless(record_of(finished, THESEUS))
+
+
+def test_without_any_record_a_single_cell_is_computed_with_the_trials_that_it_rests_on(
+    study: Study, finished: Results, tmp_path: Path
+) -> None:
+    results = Results(tmp_path / "records")
+    again = Bench(study, results, tmp_path / "work", Recorder()).compute(THESEUS)
+    assert timeless(again) == timeless(record_of(finished, THESEUS))
+    trials = {str(unit) for unit in study.units() if isinstance(unit, Trial) and results.path(unit).exists()}
+    assert trials == {f"words/{arm}/rate{rate}" for arm in (PREDECESSOR, "theseus") for rate in ("0.001", "0.003")}
+
+
+def test_a_killed_study_goes_on_inside_the_cell(study: Study, finished: Results, tmp_path: Path) -> None:
+    copy = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, copy.folder)
+    with pytest.raises(Killed):
+        Bench(study, copy, tmp_path / "work", Recorder(kill=("theseus", 13))).compute(THESEUS)
+    progress = Recorder()
+    again = Bench(study, copy, tmp_path / "work", progress).compute(THESEUS)
+    assert "fine_tune: already done" in progress.notes
+    assert timeless(again) == timeless(record_of(finished, THESEUS))
+
+
+def test_models_are_thrown_away_when_no_missing_unit_needs_them(folder: Path, finished: Results) -> None:
+    assert list((folder / "work" / "steps").iterdir()) == []
+
+
+def test_the_models_of_an_arms_trials_stay_until_its_first_cell(
+    study: Study, finished: Results, tmp_path: Path
+) -> None:
+    results = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, results.folder)
+    for unit in study.units():
+        if unit.arm == "theseus":
+            results.path(unit).unlink()
+    work, progress = tmp_path / "work", Recorder()
+    bench = Bench(study, results, work, progress)
+    for unit in study.trials("words", "theseus"):
+        bench.keep(unit, bench.compute(unit))
+    assert len(list((work / "steps").glob("theseus-*"))) == 2
+    progress.notes.clear()
+    cell = Cell("words", "theseus", 0)
+    bench.keep(cell, bench.compute(cell))
+    assert "theseus: already done" in progress.notes
+    assert not list((work / "steps").glob("theseus-*"))
+
+
+def test_records_of_another_study_are_refused(study: Study, finished: Results, tmp_path: Path) -> None:
+    copy = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, copy.folder)
+    path = copy.path(Cell("words", "control", 0))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"key": "other"}), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"seed0\.json was made of other data, weights or steps"):
+        Bench(study, copy, tmp_path / "work", Recorder()).compute(THESEUS)
+
+
+def test_the_number_of_torchs_threads_is_the_studys_and_is_put_back(
+    study: Study, finished: Results, tmp_path: Path
+) -> None:
+    class Watching(Recorder):
+        seen: set[int] = set()  # noqa: RUF012  # of this one test
+
+        def record(self, title: str, done: int) -> None:
+            self.seen.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    three = study.model_copy(update={"threads": before + 1})
+    Bench(three, Results(tmp_path / "records"), tmp_path / "work", Watching()).compute(
+        study.trials("words", PREDECESSOR)[0]
+    )
+    assert Watching.seen == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+def test_the_time_left_is_judged_by_units_of_the_same_arm(study: Study, finished: Results, tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    assert results.seconds_left(study) is None
+    units = study.units()
+    for unit in units[:3]:
+        results.write(results.path(unit), {"seconds": 10.0, "dev": 0.5})
+    results.write(results.path(units[3]), {"seconds": 30.0, "dev": 0.5})
+    # of the predecessor 1 more (10), of control 3 more (30), of theseus none yet: 4 of the mean of all, 15
+    assert results.seconds_left(study) == pytest.approx(10 + 3 * 30 + 4 * 15)
+
+
+@pytest.mark.parametrize("predictions", [[1, 0, 2], ["01", "11"], [0.25, -1.5]])
+def test_decisions_of_every_kind_come_back_from_a_record(predictions: list[Any]) -> None:
+    rows = expanded(predictions)
+    assert rows.shape == ((2, 2) if predictions == ["01", "11"] else (len(predictions),))

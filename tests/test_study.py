@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model_store.builder.errors import RecipeError
+from model_store.builder.sources import FileSource
+from model_store.builder.step import TrainingParameters
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
+from model_store.builder.weights import LocalWeights
+from tests.tiny_studies import study_document
+
+STUDIES = sorted((Path(__file__).parent.parent / "model_store" / "recipes" / "studies").glob("*.yaml"))
+
+
+def write(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def loaded(folder: Path, *overrides: str, **changes: object) -> Study:
+    return load_study(write(folder, study_document(folder) | changes), overrides)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_that_ships_can_be_read_and_its_arms_compose(path: Path) -> None:
+    assert list(load_study(path).cells())
+
+
+def test_the_grid_is_tasks_then_seeds_then_arms_with_an_arms_trials_before_its_first_cell(tmp_path: Path) -> None:
+    study = loaded(tmp_path)
+    assert [str(unit) for unit in study.units()] == [
+        *(f"words/{PREDECESSOR}/rate{rate}" for rate in ("0.001", "0.003")),
+        f"words/{PREDECESSOR}/seed0",
+        *(f"words/control/rate{rate}" for rate in ("0.001", "0.003")),
+        "words/control/seed0",
+        *(f"words/theseus/rate{rate}" for rate in ("0.001", "0.003")),
+        "words/theseus/seed0",
+        f"words/{PREDECESSOR}/seed4",
+        "words/control/seed4",
+        "words/theseus/seed4",
+    ]
+
+
+def test_an_arm_may_be_of_some_tasks_only(tmp_path: Path) -> None:
+    document = study_document(tmp_path)
+    document["tasks"]["more"] = document["tasks"]["words"]
+    document["arms"]["theseus"]["tasks"] = ["more"]
+    study = load_study(write(tmp_path, document))
+    assert study.arms_of("words") == [PREDECESSOR, "control"]
+    assert study.arms_of("more") == [PREDECESSOR, "control", "theseus"]
+
+
+def test_an_only_rate_needs_no_trials_and_a_step_that_states_its_own_keeps_it(tmp_path: Path) -> None:
+    assert not any(isinstance(unit, Trial) for unit in loaded(tmp_path, "learning_rates=[0.002]").units())
+    study = loaded(tmp_path, "arms.theseus.steps.0.learning_rate=0.5")
+    assert study.trials("words", "theseus") == []
+    recipe = study.recipe("words", "theseus", 0, {"theseus": 0.1, PREDECESSOR: 0.2})
+    assert [step.learning_rate for step in recipe.steps if isinstance(step, TrainingParameters)] == [0.2, 0.5]
+
+
+def test_a_cells_recipe_has_its_rates_seed_and_the_common_budget(tmp_path: Path) -> None:
+    study = loaded(tmp_path)
+    recipe = study.recipe("words", "control", 4, {"control": 0.003, PREDECESSOR: 0.001})
+    assert (recipe.seed, recipe.max_length) == (4, 24)
+    steps = [
+        (step.operator, getattr(step, "epochs", None), getattr(step, "learning_rate", None)) for step in recipe.steps
+    ]
+    assert steps == [
+        ("fine_tune", 1, 0.001),
+        ("drop_layers", None, None),
+        ("fine_tune", 2, 0.003),
+        ("export", None, None),
+    ]
+    longer = loaded(tmp_path, "tasks.words.epochs=5").recipe("words", "control", 4, {})
+    assert [getattr(step, "epochs", None) for step in longer.steps] == [1, None, 5, None]
+
+
+def test_paths_of_data_start_in_the_data_folder_and_those_of_weights_beside_the_study(tmp_path: Path) -> None:
+    study = loaded(tmp_path, "data_folder=elsewhere", "tasks.words.data.dev=dev.csv", "predecessor.path=weights")
+    data = study.tasks["words"].data
+    assert isinstance(data, FileSource)
+    assert data.dev == tmp_path / "elsewhere" / "dev.csv"
+    assert isinstance(study.predecessor, LocalWeights)
+    assert study.predecessor.path == tmp_path / "weights"
+
+
+def test_units_are_written_as_a_reader_names_them() -> None:
+    assert str(Cell("sst2", "theseus", 1)) == "sst2/theseus/seed1"
+    assert str(Trial("sst2", "theseus", 5e-5)) == "sst2/theseus/rate5e-05"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("colour=1", "unknown key colour: allowed are name, about"),
+        ("seeds=[1, 1]", "seeds: 1, 1 has a value twice"),
+        ("seeds=[]", "seeds: "),
+        ("references=[kd]", "no arm 'kd': there are control, theseus"),
+        ("arms.control.tasks=[rte]", "arms.control.tasks: no task 'rte': there are words"),
+        ("arms.predecessor={steps: [{operator: export}]}", "predecessor is the arm that every study has"),
+        (
+            "arms.control.steps.0.operator=magic",
+            "arms.control: after the predecessor's steps, steps.1: input tag 'magic'",
+        ),
+        ("arms.theseus.steps.0.layers=none", "arms.theseus: after the predecessor's steps, steps.1.layers: "),
+    ],
+)
+def test_a_bad_study_is_refused_in_one_line_that_names_the_place(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        loaded(tmp_path, override)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [1", "can't be read as YAML"), ("- 1", "is not a study: a mapping")]
+)
+def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_study(path)
+    with pytest.raises(RecipeError, match="can't be read"):
+        load_study(tmp_path / "nowhere.yaml")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from model_store.builder import study_cli
+from model_store.builder.cells import Results
+from model_store.builder.errors import StudyError
+from model_store.builder.study import PREDECESSOR, Cell
+from tests.tiny_studies import study_document
+
+ONE_RATE = ["--set", "learning_rates=[0.003]", "--set", "seeds=[0]"]
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(study_cli.study)
+    return app
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study_document(tmp_path)), encoding="utf-8")
+    return path
+
+
+def run(app: typer.Typer, study: Path, *arguments: str) -> str:
+    command = [str(study), "--work", str(study.parent / "work"), *ONE_RATE, *arguments]
+    return CliRunner().invoke(app, command, catch_exceptions=False).stdout
+
+
+@pytest.mark.slow
+def test_a_study_fills_its_grid_one_unit_or_all_and_a_cell_can_be_doubted(app: typer.Typer, study: Path) -> None:
+    table = study.with_suffix("") / "table.md"
+    assert run(app, study, "--next") == f"1 of 3 finished; the table is {table}\n"
+    assert Results(study.with_suffix("")).path(Cell("words", PREDECESSOR, 0)).exists()
+    assert json.loads(run(app, study, "--json"))["finished"] == 3
+    assert run(app, study, "--next") == f"3 of 3 finished; the table is {table}\n"
+    doubted = run(app, study, "--cell", "words/theseus/seed0")
+    assert "inside; 100.0% of the decisions are the same" in doubted
+    printed = json.loads(run(app, study, "--cell", "words/theseus/seed0", "--json"))
+    assert printed["low"] <= printed["value"] == printed["recorded"] <= printed["high"]
+
+
+@pytest.mark.slow
+def test_a_cell_without_a_record_leaves_one(app: typer.Typer, study: Path) -> None:
+    said = run(app, study, "--cell", "words/control/seed0", "--results", str(study.parent / "other"))
+    assert said.startswith("words/control/seed0: accuracy 0.")
+    assert "recorded" not in said
+    assert Results(study.parent / "other").path(Cell("words", "control", 0)).exists()
+
+
+def test_a_report_needs_no_data_and_trains_nothing(app: typer.Typer, study: Path) -> None:
+    assert run(app, study, "--report", "--set", "data_folder=nowhere").startswith("0 of 3 finished")
+
+
+def test_a_cell_that_the_study_does_not_have_is_refused_with_how_they_are_written(
+    app: typer.Typer, study: Path
+) -> None:
+    with pytest.raises(StudyError, match="no such cell; they are written like words/predecessor/seed0"):
+        run(app, study, "--cell", "words/theseus/1")
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(20, "0 min"), (3500, "58 min"), (7320, "2 h 2 min")])
+def test_a_duration_is_in_hours_and_minutes(seconds: float, words: str) -> None:
+    assert study_cli._duration(seconds) == words

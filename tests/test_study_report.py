@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from model_store.builder.cells import Results
+from model_store.builder.study import PREDECESSOR, Cell, Study, load_study
+from model_store.builder.study_report import (
+    REPORT_FILES,
+    pareto_front,
+    stated_interval,
+    study_report,
+    write_study_report,
+)
+from tests.tiny_studies import cell_record, study_document, task_record
+
+TARGETS = [int(value) for value in np.random.default_rng(1).integers(0, 2, 300)]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study_document(tmp_path)), encoding="utf-8")
+    return load_study(tmp_path / "study.yaml")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """Records of all arms with both seeds; Theseus is better than the control, and as fast."""
+    results = Results(tmp_path / "records")
+    results.write(results.task_path("words"), task_record(TARGETS))
+    for arm, right, speedup in ((PREDECESSOR, 0.95, 1.0), ("control", 0.7, 2.0), ("theseus", 0.9, 2.0)):
+        for seed in (0, 4):
+            record = cell_record(TARGETS, right, speedup=speedup, seed=seed + len(arm))
+            results.write(results.path(Cell("words", arm, seed)), record)
+    return results
+
+
+def test_an_arm_has_its_mean_its_spread_and_its_retention_seed_by_seed(study: Study, results: Results) -> None:
+    arms = study_report(study, results)["tasks"]["words"]["arms"]
+    values = arms["theseus"]["test"]["accuracy"]["values"]
+    bases = arms[PREDECESSOR]["test"]["accuracy"]["values"]
+    assert arms["theseus"]["test"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert arms["theseus"]["test"]["accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert arms["theseus"]["retention"]["values"] == pytest.approx([a / b for a, b in zip(values, bases, strict=True)])
+    assert arms[PREDECESSOR]["retention"]["mean"] == 1.0
+    assert arms["theseus"]["speedup"]["mean"] == 2.0
+
+
+def test_differences_are_of_the_same_rows_and_seeds_with_an_interval(study: Study, results: Results) -> None:
+    arms = study_report(study, results)["tasks"]["words"]["arms"]
+    ours = arms["theseus"]["test"]["accuracy"]["mean"]
+    difference = arms["theseus"]["differences"]["control"]
+    assert difference["value"] == pytest.approx(ours - arms["control"]["test"]["accuracy"]["mean"])
+    assert 0 < difference["low"] < difference["value"] < difference["high"]
+    assert difference["seeds"] == 2
+    assert set(arms["control"]["differences"]) == {PREDECESSOR}
+
+
+def test_a_difference_is_over_the_seeds_that_both_arms_have(study: Study, results: Results) -> None:
+    results.path(Cell("words", "control", 4)).unlink()
+    arms = study_report(study, results)["tasks"]["words"]["arms"]
+    assert arms["theseus"]["differences"]["control"]["seeds"] == 1
+    assert arms["control"]["test"]["accuracy"]["sd"] is None
+    results.path(Cell("words", "theseus", 0)).unlink()
+    assert set(study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]) == {PREDECESSOR}
+
+
+def test_equal_decisions_differ_by_exactly_nothing(study: Study, results: Results) -> None:
+    for seed in (0, 4):
+        results.write(
+            results.path(Cell("words", "theseus", seed)),
+            results.read(results.path(Cell("words", "control", seed))) or {},
+        )
+    difference = study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]["control"]
+    assert (difference["value"], difference["low"], difference["high"]) == (0, 0, 0)
+
+
+def test_the_report_is_written_from_the_records_alone_as_table_json_and_plot(study: Study, results: Results) -> None:
+    report = write_study_report(study, results)
+    assert json.loads((results.folder / "results.json").read_text(encoding="utf-8"))["tasks"].keys() == {"words"}
+    text = (results.folder / "table.md").read_text(encoding="utf-8")
+    assert "6 of 12 trials and cells are finished" in text
+    assert "Dropped because their text is in a later split: 3 of train, 3 of dev." in text
+    assert "| tf-idf |  | 0.5000 |" in text
+    assert "- a machine; torch with 1 thread(s)" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    assert (results.folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert all((results.folder / name).exists() for name in REPORT_FILES)
+    assert report["machines"] == ["a machine"]
+
+
+def test_without_records_there_is_a_report_that_says_so(study: Study, tmp_path: Path) -> None:
+    report = write_study_report(study, Results(tmp_path / "empty"))
+    assert (report["finished"], report["tasks"]) == (0, {})
+
+
+def test_a_cells_stated_interval_holds_its_value(results: Results) -> None:
+    task = results.read(results.task_path("words"))
+    record = results.read(results.path(Cell("words", "theseus", 0)))
+    assert task is not None
+    assert record is not None
+    low, high = stated_interval(task, record)
+    assert low < record["test"]["accuracy"] < high
+
+
+def test_the_front_leaves_out_what_another_is_at_least_as_good_as_in_both() -> None:
+    points = {
+        "slow": (1.0, 0.9),
+        "worse": (1.0, 0.8),
+        "fast": (3.0, 0.7),
+        "middle": (2.0, 0.8),
+        "dominated": (2.0, 0.75),
+    }
+    assert pareto_front(points) == ["slow", "middle", "fast"]

@@ -1,0 +1,83 @@
+"""A study of two arms over one tiny task, and records as a study leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_store.builder.cells import Record
+from tests.tiny_torch import make_tiny_encoder, write_records
+
+
+def study_document(folder: Path) -> dict[str, Any]:
+    """The document of a study whose data and weights are written into `folder`, if they aren't there."""
+    if not (folder / "encoder").exists():
+        make_tiny_encoder(folder / "encoder")
+        write_records(folder / "data" / "words")
+    data = {split: f"words/{split}.jsonl" for split in ("train", "dev", "test")}
+    training = {"batch_size": 8, "best_on_dev": True}
+    return {
+        "name": "tiny-study",
+        "about": "Two arms.",
+        "predecessor": {"path": "encoder", "licence": "CC0-1.0"},
+        "predecessor_steps": [{"operator": "fine_tune", "epochs": 1, **training}],
+        "epochs": 2,
+        "learning_rates": [0.001, 0.003],
+        "seeds": [0, 4],
+        "data_folder": "data",
+        "tasks": {
+            "words": {
+                "max_length": 24,
+                "data": {"source": "files", "licence": "CC0-1.0", "metrics": ["accuracy", "f1"], **data},
+            }
+        },
+        "arms": {
+            "control": {
+                "steps": [
+                    {"operator": "drop_layers", "strategy": "top", "layers": 2},
+                    {"operator": "fine_tune", **training},
+                ]
+            },
+            "theseus": {"steps": [{"operator": "theseus", "layers": 2, **training}]},
+        },
+        "references": ["control"],
+    }
+
+
+def task_record(targets: list[Any], *, metrics: tuple[str, ...] = ("accuracy",)) -> Record:
+    """A task's record, as `Bench` writes it."""
+    split = {"rows": len(targets), "sha256": "0" * 64, "dropped_overlap": 3}
+    return {
+        "task": "words",
+        "problem": "single_label",
+        "pair": False,
+        "licence": "CC0-1.0",
+        "labels": ["a", "b"],
+        "metrics": [{"name": name, "positive": 1} for name in metrics],
+        "splits": {"train": split, "dev": split, "test": split | {"dropped_overlap": 0}},
+        "tfidf": dict.fromkeys(metrics, 0.5),
+        "tfidf_predictions": targets,
+        "targets": targets,
+    }
+
+
+def cell_record(targets: list[int], right: float, *, speedup: float = 2.0, seed: int = 0) -> Record:
+    """A cell's record whose decisions are right for about that share of the test rows."""
+    generator = np.random.default_rng(seed)
+    decided = [target if generator.random() < right else 1 - target for target in targets]
+    accuracy = float(np.mean([a == b for a, b in zip(decided, targets, strict=True)]))
+    return {
+        "unit": "any",
+        "key": "any",
+        "learning_rates": {"predecessor": 0.001, "theseus": 0.003},
+        "machine": "a machine",
+        "dev": 0.8,
+        "test": {"accuracy": accuracy},
+        "bytes": 1_000_000,
+        "p50_ms": {"predecessor": 4.0, "this": 4.0 / speedup},
+        "speedup": {"value": speedup, "low": speedup - 0.1, "high": speedup + 0.1},
+        "seconds": 60.0,
+        "predictions": decided,
+    }
