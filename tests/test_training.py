@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, PreTrainedModel
@@ -24,6 +28,7 @@ from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE, Problem
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
 
+ROOT = Path(__file__).parent.parent
 TRAINING = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 8, "checkpoint_steps": 5}
 TUNE = fine_tune.Parameters.model_validate({"operator": "fine_tune", **TRAINING})
 THESEUS = theseus.Parameters.model_validate({"operator": "theseus", "layers": 2, **TRAINING})
@@ -242,6 +247,23 @@ def test_the_same_budget_and_order_make_the_arms_comparable_a_distillation_witho
     distilled, _ = run(DISTILL.model_copy(update={"alpha": 0.0, "patient_weight": 0.0}), "distilled")
     ours, theirs = weights(tuned), weights(distilled)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+@pytest.mark.slow
+def test_two_devices_share_each_batch_draw_the_same_gates_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path)
+    document["steps"][1] |= {"max_gradient_norm": 1e9}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    classifier = make_tiny_encoder(tmp_path / "classifier", labels=("negative", "positive"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["-m", "tests.on_one_of_two_devices", str(tmp_path), str(classifier)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = (weights(tmp_path / f"output-{rank}") for rank in (0, 1))
+    assert same(first, second)
+    assert not same(first, weights(classifier))
+    state = json.loads((last_checkpoint(tmp_path / "scratch-0") or tmp_path).joinpath("trainer_state.json").read_text())
+    assert state["max_steps"] == STEPS
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def _dev_scores(state: TrainerState) -> list[float]:
 
 
 def _arguments(parameters: TrainingParameters, context: StepContext) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(context.scratch),
         num_train_epochs=parameters.epochs,
         per_device_train_batch_size=parameters.batch_size,
@@ -288,3 +288,11 @@ def _arguments(parameters: TrainingParameters, context: StepContext) -> Training
         report_to=list(context.report_to),
         logging_dir=str(context.scratch / LOGS),
     )
+    # The step's batch is shared among the devices: steps, order of rows and learning rate mean the same on any number.
+    devices = arguments.world_size * max(1, arguments.n_gpu)
+    if parameters.batch_size % devices:
+        raise TrainingError(
+            f"a batch of {parameters.batch_size} can't be shared by {devices} devices: change batch_size to a multiple"
+        )
+    arguments.per_device_train_batch_size = parameters.batch_size // devices
+    return arguments
