@@ -66,7 +66,10 @@ def test_what_a_dry_run_prints_is_the_same_recipe(tmp_path: Path) -> None:
         ({"predecessor": "weights"}, "predecessor: name the weights by one of the keys"),
         ({"predecessor": {"path": "x", "sha": "y"}}, "predecessor: unknown key sha: allowed are path, licence"),
         ({"steps": []}, "steps: "),
-        ({"steps": [{"operator": "magic"}]}, "'distill', 'drop_layers', 'export', 'fine_tune', 'fp16', 'quantize', 'theseus'"),
+        (
+            {"steps": [{"operator": "magic"}]},
+            "'distill', 'drop_layers', 'export', 'fine_tune', 'fp16', 'quantize', 'theseus'",
+        ),
         ({"steps": [TUNE | {"layers": 3}]}, "steps.0: unknown key layers: allowed are operator, epochs"),
         ({"steps": [TUNE | {"epochs": "many"}]}, "steps.0.epochs: input should be a valid integer"),
         ({"steps": [TUNE | {"learning_rate": float("nan")}]}, "steps.0.learning_rate: "),
