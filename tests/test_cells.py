@@ -176,15 +176,14 @@ def test_the_number_of_torchs_threads_is_the_studys_and_is_put_back(
     assert torch.get_num_threads() == before
 
 
-def test_the_time_left_is_judged_by_units_of_the_same_arm(study: Study, finished: Results, tmp_path: Path) -> None:
+def test_the_time_left_is_judged_by_units_of_the_same_arm_and_kind(study: Study, tmp_path: Path) -> None:
     results = Results(tmp_path)
     assert results.seconds_left(study) is None
-    units = study.units()
-    for unit in units[:3]:
-        results.write(results.path(unit), {"seconds": 10.0, "dev": 0.5})
-    results.write(results.path(units[3]), {"seconds": 30.0, "dev": 0.5})
-    # of the predecessor 1 more (10), of control 3 more (30), of theseus none yet: 4 of the mean of all, 15
-    assert results.seconds_left(study) == pytest.approx(10 + 3 * 30 + 4 * 15)
+    for unit, seconds in zip(study.units(), (100.0, 140.0, 10.0, 50.0), strict=False):
+        results.write(results.path(unit), {"seconds": seconds, "dev": 0.5})
+    # Trained: the predecessor's cell (120), control's trial and cell (50 each), three of Theseus (as the mean, 290/3).
+    # Taken from a trial: two cells, as the predecessor's (10).
+    assert results.seconds_left(study) == pytest.approx(120 + 2 * 50 + 290 + 2 * 10)
 
 
 @pytest.mark.parametrize("predictions", [[1, 0, 2], ["01", "11"], [0.25, -1.5]])

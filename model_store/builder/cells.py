@@ -92,20 +92,25 @@ class Results:
         return [unit for unit in study.units() if not self.path(unit).exists()]
 
     def seconds_left(self, study: Study) -> float | None:
-        """How long the missing units will take, judged by those of the same arm, or by all; None without any."""
+        """How long the missing units will take, judged by those of the same arm and kind, or by all; None without any.
+
+        A cell of the search's seed takes the model of a trial: it is of another kind than those that train.
+        """
+
+        def groups(unit: Cell | Trial) -> tuple[tuple[str, ...], ...]:
+            kind = "taken" if isinstance(unit, Cell) and unit.seed == study.search_seed else "trained"
+            return (kind, unit.task, unit.arm), (kind, unit.arm), (kind,), ()
+
         spent: dict[tuple[str, ...], list[float]] = {}
         for unit in study.units():
             record = self.read(self.path(unit))
             if record is not None:
-                for group in ((unit.task, unit.arm), (unit.arm,), ()):
+                for group in groups(unit):
                     spent.setdefault(group, []).append(float(record["seconds"]))
         if not spent:
             return None
-        groups = (
-            next(group for group in ((unit.task, unit.arm), (unit.arm,), ()) if group in spent)
-            for unit in self.missing(study)
-        )
-        return sum(float(np.mean(spent[group])) for group in groups)
+        alike = (next(group for group in groups(unit) if group in spent) for unit in self.missing(study))
+        return sum(float(np.mean(spent[group])) for group in alike)
 
 
 class Bench:
