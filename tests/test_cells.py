@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from model_store.builder.cells import Bench, Results, expanded
+from model_store.builder.cells import Bench
 from model_store.builder.errors import StudyError
+from model_store.builder.records import Results
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
 from tests.tiny_studies import study_document
 from tests.tiny_torch import Killed, Recorder
@@ -184,9 +185,3 @@ def test_the_time_left_is_judged_by_units_of_the_same_arm_and_kind(study: Study,
     # Trained: the predecessor's cell (120), control's trial and cell (50 each), three of Theseus (as the mean, 290/3).
     # Taken from a trial: two cells, as the predecessor's (10).
     assert results.seconds_left(study) == pytest.approx(120 + 2 * 50 + 290 + 2 * 10)
-
-
-@pytest.mark.parametrize("predictions", [[1, 0, 2], ["01", "11"], [0.25, -1.5]])
-def test_decisions_of_every_kind_come_back_from_a_record(predictions: list[Any]) -> None:
-    rows = expanded(predictions)
-    assert rows.shape == ((2, 2) if predictions == ["01", "11"] else (len(predictions),))

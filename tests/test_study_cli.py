@@ -9,8 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from model_store.builder import study_cli
-from model_store.builder.cells import Results
 from model_store.builder.errors import StudyError
+from model_store.builder.records import Results
 from model_store.builder.study import PREDECESSOR, Cell
 from tests.tiny_studies import study_document
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from model_store.builder.cells import Results
+from model_store.builder.records import Results
 from model_store.builder.study import PREDECESSOR, Cell, Study, load_study
 from model_store.builder.study_report import (
     REPORT_FILES,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from model_store.builder.cells import Record
+from model_store.builder.records import Record
 from tests.tiny_torch import make_tiny_encoder, write_records
 
 

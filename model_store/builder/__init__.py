@@ -10,7 +10,8 @@ Read in this order:
 5. `training` (with `batches`, `loading`, `losses`): the one trainer. `layers`: a model's stack of layers.
 6. `export` (with `trimming`), `quantization`, `artifacts`: ONNX files. `evaluate`, `judgement`, `gate`, `report`:
    what they are worth.
-7. `study`: methods compared over tasks and seeds. `cells` computes it, `study_report` says what it found.
+7. `study`: methods compared over tasks and seeds. `cells` computes it, `records` keep it, `study_report` says what it
+   found.
 8. `cli`, `demo`, `study_cli`: the commands.
 
 Importing `cli`, `study_cli`, `recipe`, `pipeline` or an operator does not import torch: a recipe can be read

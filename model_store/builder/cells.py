@@ -1,20 +1,12 @@
-"""Computes a study's cells, and keeps each as one small JSON: those files are all that a later run goes on from.
-
-`<results>/tasks/<task>.json` has what is common to a task's cells, `trials/<task>/<arm>/rate<R>.json` a learning rate's
-score on dev, `cells/<task>/<arm>/seed<N>.json` a cell: its figures and its decision for every test text.
-"""
+"""Computes a study's trials and cells: trains, exports, measures, and looks at the test split once a cell."""
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,89 +20,18 @@ from model_store.builder.evaluate import (
     tfidf_predictions,
     times_alone,
 )
-from model_store.builder.metrics import Metric, Predictions
 from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
+from model_store.builder.records import Record, Results, compacted
 from model_store.builder.runner import Runner, exclusive, key_of
 from model_store.builder.step import StepParameters
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
 from model_store.machine import describe_machine
 from model_store.statistics import ratio_of_medians
 
-Record = dict[str, Any]
 TIMED_TEXTS = 50
 TIMED_ROUNDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """The folder of a study's records."""
-
-    folder: Path
-
-    def path(self, unit: Cell | Trial) -> Path:
-        """Where the record of a unit is, or will be."""
-        kind = "cells" if isinstance(unit, Cell) else "trials"
-        return self.folder / kind / f"{unit}.json"
-
-    def task_path(self, task: str) -> Path:
-        """Where the record of a task is, or will be."""
-        return self.folder / "tasks" / f"{task}.json"
-
-    def read(self, path: Path) -> Record | None:
-        """A record, or None where it isn't there."""
-        try:
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return record
-
-    def write(self, path: Path, record: Record) -> None:
-        """Keep a record, whole or not at all; lists on one line, so that a difference can be read."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items()]
-        aside = path.with_suffix(".partial")
-        aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        aside.replace(path)
-
-    def dev_scores(self, study: Study, task: str, arm: str) -> dict[float, float]:
-        """What each learning rate that has been tried for an arm scored on dev."""
-        found = {trial.rate: self.read(self.path(trial)) for trial in study.trials(task, arm)}
-        return {rate: float(record["dev"]) for rate, record in found.items() if record is not None}
-
-    def rate(self, study: Study, task: str, arm: str) -> float | None:
-        """The learning rate of an arm: the best on dev, of equal ones the first; None while trials are missing."""
-        scores = self.dev_scores(study, task, arm)
-        rates = study.rates_of(arm)
-        if len(rates) == 1:
-            return rates[0]
-        return max(rates, key=scores.__getitem__) if rates and len(scores) == len(rates) else None
-
-    def missing(self, study: Study) -> list[Cell | Trial]:
-        """What has no record yet, in the order of work."""
-        return [unit for unit in study.units() if not self.path(unit).exists()]
-
-    def seconds_left(self, study: Study) -> float | None:
-        """How long the missing units will take, judged by those of the same arm and kind, or by all; None without any.
-
-        A cell of the search's seed takes the model of a trial: it is of another kind than those that train.
-        """
-
-        def groups(unit: Cell | Trial) -> tuple[tuple[str, ...], ...]:
-            kind = "taken" if isinstance(unit, Cell) and unit.seed == study.search_seed else "trained"
-            return (kind, unit.task, unit.arm), (kind, unit.arm), (kind,), ()
-
-        spent: dict[tuple[str, ...], list[float]] = {}
-        for unit in study.units():
-            record = self.read(self.path(unit))
-            if record is not None:
-                for group in groups(unit):
-                    spent.setdefault(group, []).append(float(record["seconds"]))
-        if not spent:
-            return None
-        alike = (next(group for group in groups(unit) if group in spent) for unit in self.missing(study))
-        return sum(float(np.mean(spent[group])) for group in alike)
 
 
 class Bench:
@@ -193,7 +114,7 @@ class Bench:
                 for result in new.results
             ],
             "seconds": round(time.monotonic() - start, 1),
-            "predictions": _compact(predictions),
+            "predictions": compacted(predictions),
         }
 
     def _record(self, unit: Cell | Trial, plan: Plan) -> Record:
@@ -281,15 +202,10 @@ class Bench:
             "metrics": [{"name": metric.name, "positive": metric.positive} for metric in data.metrics],
             "splits": {name: split.model_dump() for name, split in data.lineage.splits.items()},
             "tfidf": {metric.name: metric(baseline, targets) for metric in data.metrics},
-            "tfidf_predictions": _compact(baseline),
-            "targets": _compact(targets),
+            "tfidf_predictions": compacted(baseline),
+            "targets": compacted(targets),
         }
         self._results.write(path, record)
-
-
-def metrics_of(task: Record) -> list[Metric]:
-    """The metrics that a task's record names, the main one first."""
-    return [Metric(entry["name"], entry["positive"]) for entry in task["metrics"]]
 
 
 def _steps(plan: Plan, arm: str, study: Study) -> tuple[StepParameters, ...]:
@@ -300,22 +216,6 @@ def _steps(plan: Plan, arm: str, study: Study) -> tuple[StepParameters, ...]:
 
 def _keeps_best(plan: Plan, arm: str, study: Study) -> bool:
     return bool(getattr(_steps(plan, arm, study)[-1], "best_on_dev", False))
-
-
-def _compact(predictions: Predictions) -> list[Any]:
-    """Decisions as JSON: positions, numbers to 6 places, or of several labels a text of 0 and 1."""
-    if predictions.ndim == 2:
-        return ["".join(str(int(entry)) for entry in row) for row in predictions]
-    if predictions.dtype.kind == "f":
-        return [round(float(value), 6) if math.isfinite(value) else None for value in predictions]
-    return [int(value) for value in predictions]
-
-
-def expanded(compact: list[Any]) -> Predictions:
-    """Decisions as `predictions_of` gives them, from a record."""
-    if compact and isinstance(compact[0], str):
-        return np.asarray([[int(entry) for entry in row] for row in compact])
-    return np.asarray(compact)
 
 
 @contextmanager

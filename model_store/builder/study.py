@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
-from model_store.builder.errors import RecipeError
+from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.knobs import Knobs
 from model_store.builder.recipe import Recipe, apply_override, first_problem, located, resolve
 from model_store.builder.sources import DataSource
@@ -100,6 +100,17 @@ class Study(Knobs):
             for seed in self.seeds:
                 for arm in self.arms_of(task):
                     yield Cell(task, arm, seed)
+
+    def cell(self, text: str) -> Cell:
+        """The cell that is written `task/arm/seedN`.
+
+        Raises:
+            StudyError: the study has none of that name.
+        """
+        found = next((cell for cell in self.cells() if str(cell) == text), None)
+        if found is None:
+            raise StudyError(f"{text}: the study has no such cell; they are written like {next(self.cells())}")
+        return found
 
     def trials(self, task: str, arm: str) -> list[Trial]:
         """The trials that an arm's learning rate is chosen from; none where there is no choice."""

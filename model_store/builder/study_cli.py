@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from model_store.builder.cells import Bench, Results
-from model_store.builder.errors import StudyError
+from model_store.builder.cells import Bench
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
+from model_store.builder.records import Results
 from model_store.builder.study import Study, load_study
-from model_store.builder.study_report import cell_of, stated_interval, write_study_report
+from model_store.builder.study_report import stated_interval, write_study_report
 
 
 def study(  # noqa: PLR0913 - each argument is one of the command's options
@@ -70,9 +70,7 @@ def _fill(study: Study, records: Results, bench: Bench, progress: Progress, *, n
 
 
 def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_json: bool) -> None:
-    cell = cell_of(study, text)
-    if cell is None:
-        raise StudyError(f"--cell {text}: the study has no such cell; they are written like {next(study.cells())}")
+    cell = study.cell(text)
     before = records.read(records.path(cell))
     again = bench.compute(cell)
     task = records.read(records.task_path(cell.task)) or {}

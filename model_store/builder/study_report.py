@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from model_store.builder.cells import Record, Results, expanded, metrics_of
 from model_store.builder.metrics import Metric, Predictions
+from model_store.builder.records import Record, Results, expanded, metrics_of
 from model_store.builder.report import markdown_table, new_figure, triple
-from model_store.builder.study import PREDECESSOR, Cell, Study
-from model_store.statistics import paired_bootstrap
+from model_store.builder.study import PREDECESSOR, Study
+from model_store.statistics import Estimate, paired_bootstrap
 
 REPORT_FILES = ("results.json", "table.md", "pareto.png")
 Score = Callable[[Predictions, Predictions], float]
@@ -114,7 +114,7 @@ def _over_seeds(metric: Metric) -> Score:
     return score
 
 
-def _mean_score(metric: Metric, targets: Predictions, records: dict[int, Record]) -> Any:  # noqa: ANN401
+def _mean_score(metric: Metric, targets: Predictions, records: dict[int, Record]) -> Estimate:
     return paired_bootstrap(_over_seeds(metric), _stacked(records, sorted(records)), targets)
 
 
@@ -235,8 +235,3 @@ def _plot(path: Path, report: dict[str, Any]) -> None:
         axes.set_ylabel(f"{task['metric']} on test")
         axes.legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
-
-
-def cell_of(study: Study, text: str) -> Cell | None:
-    """The cell of a study that is written `task/arm/seedN`."""
-    return next((cell for cell in study.cells() if str(cell) == text), None)
