@@ -68,12 +68,13 @@ def test_every_cell_leaves_one_small_record_with_a_decision_for_every_test_row(s
         assert record["machine"]
     predecessor, theseus = (record_of(finished, Cell("words", arm, 0)) for arm in (PREDECESSOR, "theseus"))
     assert theseus["bytes"] < predecessor["bytes"] == theseus["predecessor_bytes"]
+    assert theseus["predictions"] != predecessor["predictions"]
 
 
 def test_every_arm_gets_the_same_search_on_dev_with_the_first_seed(study: Study, finished: Results) -> None:
     for arm in study.arms_of("words"):
         scores = finished.dev_scores(study, "words", arm)
-        assert list(scores) == [0.001, 0.003]
+        assert list(scores) == [0.003, 0.01]
         best = max(scores, key=lambda rate: (scores[rate], -rate))
         assert finished.rate(study, "words", arm) == best
         for seed in study.seeds:
@@ -112,7 +113,7 @@ def test_without_any_record_a_single_cell_is_computed_with_the_trials_that_it_re
     again = Bench(study, results, tmp_path / "work", Recorder()).compute(THESEUS)
     assert timeless(again) == timeless(record_of(finished, THESEUS))
     trials = {str(unit) for unit in study.units() if isinstance(unit, Trial) and results.path(unit).exists()}
-    assert trials == {f"words/{arm}/rate{rate}" for arm in (PREDECESSOR, "theseus") for rate in ("0.001", "0.003")}
+    assert trials == {f"words/{arm}/rate{rate}" for arm in (PREDECESSOR, "theseus") for rate in ("0.003", "0.01")}
 
 
 def test_a_killed_study_goes_on_inside_the_cell(study: Study, finished: Results, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_what_is_not_there_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("scores", "chosen"),
-    [((0.7, 0.8), 0.003), ((0.8, 0.7), 0.001), ((0.8, 0.8), 0.001), ((0.8, None), None)],
+    [((0.7, 0.8), 0.01), ((0.8, 0.7), 0.003), ((0.8, 0.8), 0.003), ((0.8, None), None)],
     ids=["second", "first", "equal", "one is missing"],
 )
 def test_the_learning_rate_is_the_best_on_dev_once_all_have_been_tried(

@@ -34,11 +34,11 @@ def test_every_study_that_ships_can_be_read_and_its_arms_compose(path: Path) -> 
 def test_the_grid_is_tasks_then_seeds_then_arms_with_an_arms_trials_before_its_first_cell(tmp_path: Path) -> None:
     study = loaded(tmp_path)
     assert [str(unit) for unit in study.units()] == [
-        *(f"words/{PREDECESSOR}/rate{rate}" for rate in ("0.001", "0.003")),
+        *(f"words/{PREDECESSOR}/rate{rate}" for rate in ("0.003", "0.01")),
         f"words/{PREDECESSOR}/seed0",
-        *(f"words/control/rate{rate}" for rate in ("0.001", "0.003")),
+        *(f"words/control/rate{rate}" for rate in ("0.003", "0.01")),
         "words/control/seed0",
-        *(f"words/theseus/rate{rate}" for rate in ("0.001", "0.003")),
+        *(f"words/theseus/rate{rate}" for rate in ("0.003", "0.01")),
         "words/theseus/seed0",
         f"words/{PREDECESSOR}/seed4",
         "words/control/seed4",
@@ -65,19 +65,19 @@ def test_an_only_rate_needs_no_trials_and_a_step_that_states_its_own_keeps_it(tm
 
 def test_a_cells_recipe_has_its_rates_seed_and_the_common_budget(tmp_path: Path) -> None:
     study = loaded(tmp_path)
-    recipe = study.recipe("words", "control", 4, {"control": 0.003, PREDECESSOR: 0.001})
+    recipe = study.recipe("words", "control", 4, {"control": 0.01, PREDECESSOR: 0.003})
     assert (recipe.seed, recipe.max_length) == (4, 24)
     steps = [
         (step.operator, getattr(step, "epochs", None), getattr(step, "learning_rate", None)) for step in recipe.steps
     ]
     assert steps == [
-        ("fine_tune", 1, 0.001),
+        ("fine_tune", 5, 0.003),
         ("drop_layers", None, None),
-        ("fine_tune", 2, 0.003),
+        ("fine_tune", 3, 0.01),
         ("export", None, None),
     ]
-    longer = loaded(tmp_path, "tasks.words.epochs=5").recipe("words", "control", 4, {})
-    assert [getattr(step, "epochs", None) for step in longer.steps] == [1, None, 5, None]
+    longer = loaded(tmp_path, "tasks.words.epochs=7").recipe("words", "control", 4, {})
+    assert [getattr(step, "epochs", None) for step in longer.steps] == [5, None, 7, None]
 
 
 def test_paths_of_data_start_in_the_data_folder_and_those_of_weights_beside_the_study(tmp_path: Path) -> None:

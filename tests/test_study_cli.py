@@ -14,7 +14,7 @@ from model_store.builder.records import Results
 from model_store.builder.study import PREDECESSOR, Cell
 from tests.tiny_studies import study_document
 
-ONE_RATE = ["--set", "learning_rates=[0.003]", "--set", "seeds=[0]"]
+ONE_RATE = ["--set", "learning_rates=[0.01]", "--set", "seeds=[0]"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -228,8 +229,10 @@ def test_distilling_trains_a_truncated_student_towards_its_frozen_teacher(
     assert same(weights(world[1]), teacher)
     assert load_classifier(output, world[2]).config.num_hidden_layers == 2
     parts = [entry for entry in figures["history"] if "loss" in entry]
-    assert parts[-1]["distillation_loss"] < parts[0]["distillation_loss"]
     assert parts[-1]["patient_loss"] < parts[0]["patient_loss"]
+    untaught = run(DISTILL.model_copy(update={"alpha": 0.0, "epochs": 6}), "untaught")[1]["history"]
+    last = [entry["distillation_loss"] for entry in untaught if "loss" in entry][-1]
+    assert parts[-1]["distillation_loss"] < last / 2
     assert not torch.equal(
         weights(output)["bert.embeddings.word_embeddings.weight"], teacher["bert.embeddings.word_embeddings.weight"]
     )
@@ -257,7 +260,9 @@ def test_two_devices_share_each_batch_draw_the_same_gates_and_end_with_the_same_
     classifier = make_tiny_encoder(tmp_path / "classifier", labels=("negative", "positive"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.on_one_of_two_devices", str(tmp_path), str(classifier)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    # What `accelerate launch --cpu` sets: without it a machine without a GPU has one device.
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = (weights(tmp_path / f"output-{rank}") for rank in (0, 1))
     assert same(first, second)

@@ -14,7 +14,7 @@ from tests.tiny_torch import make_tiny_encoder, write_records
 def study_document(folder: Path) -> dict[str, Any]:
     """The document of a study whose data and weights are written into `folder`, if they aren't there."""
     if not (folder / "encoder").exists():
-        make_tiny_encoder(folder / "encoder")
+        make_tiny_encoder(folder / "encoder", spread=0.3)
         write_records(folder / "data" / "words")
     data = {split: f"words/{split}.jsonl" for split in ("train", "dev", "test")}
     training = {"batch_size": 8, "best_on_dev": True}
@@ -22,9 +22,9 @@ def study_document(folder: Path) -> dict[str, Any]:
         "name": "tiny-study",
         "about": "Two arms.",
         "predecessor": {"path": "encoder", "licence": "CC0-1.0"},
-        "predecessor_steps": [{"operator": "fine_tune", "epochs": 1, **training}],
-        "epochs": 2,
-        "learning_rates": [0.001, 0.003],
+        "predecessor_steps": [{"operator": "fine_tune", "epochs": 5, **training}],
+        "epochs": 3,
+        "learning_rates": [0.003, 0.01],
         "seeds": [0, 4],
         "data_folder": "data",
         "tasks": {
@@ -71,7 +71,7 @@ def cell_record(targets: list[int], right: float, *, speedup: float = 2.0, seed:
     return {
         "unit": "any",
         "key": "any",
-        "learning_rates": {"predecessor": 0.001, "theseus": 0.003},
+        "learning_rates": {"predecessor": 0.003, "theseus": 0.01},
         "machine": "a machine",
         "dev": 0.8,
         "test": {"accuracy": accuracy},

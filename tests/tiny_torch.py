@@ -56,13 +56,18 @@ def make_tiny_encoder(
     labels: tuple[str, ...] | None = None,
     seed: int = 0,
     architecture: str = "bert",
+    spread: float = 0.02,
 ) -> Path:
-    """Save a random encoder, or with `labels` a classifier, and its tokenizer as transformers does."""
+    """Save a random encoder, or with `labels` a classifier, and its tokenizer as transformers does.
+
+    Its weights have the standard deviation `spread`: with a larger one, decisions differ from text to text untrained.
+    """
     import torch
     from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
     config = tiny_config(architecture, layers)
+    config.initializer_range = spread
     if labels is not None:
         config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
     family = AutoModel if labels is None else AutoModelForSequenceClassification
