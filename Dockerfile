@@ -36,13 +36,13 @@ RUN --mount=type=cache,target=/root/.cache/pip pip wheel --no-deps --wheel-dir /
 FROM requirements AS server-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv && \
-    pip --python /opt/venv/bin/python install --constraint constraints.txt -r all.txt -r cpu.txt
+    pip --python /opt/venv/bin/python install --constraint constraints.txt -r all.txt -r cpu.txt -r grpc.txt -r otel.txt
 
 
 FROM requirements AS server-gpu-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv && \
-    pip --python /opt/venv/bin/python install --constraint constraints.txt -r all.txt -r gpu.txt \
+    pip --python /opt/venv/bin/python install --constraint constraints.txt -r all.txt -r gpu.txt -r grpc.txt -r otel.txt \
         'onnxruntime-gpu[cuda,cudnn]'
 
 

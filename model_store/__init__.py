@@ -11,3 +11,9 @@ Read in this order:
 6. `errors`: every error of the above.
 7. `builder`: the offline build. torch and transformers live there and nowhere else.
 """
+
+import os
+
+# ONNX Runtime's own builds report to their maker, and write a device id into the home folder, unless this is set
+# before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

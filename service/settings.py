@@ -27,7 +27,7 @@ class InvalidSettingsError(SuccessorError):
 class Settings(BaseSettings):
     """Everything about a server that can be chosen; `SUCCESSOR_PORT=9000` sets `port`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     store_dir: Path = Field(DEFAULT_STORE, description="the model store; may be mounted read-only")
     state_dir: Path | None = Field(

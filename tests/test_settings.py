@@ -89,3 +89,8 @@ def test_every_setting_is_described_and_times_and_sizes_name_their_unit() -> Non
         assert field.description, name
         if name.endswith(("wait", "timeout", "poll", "drain", "body")):
             pytest.fail(f"{name} does not name its unit")
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_API_KEYS_FILE", "")
+    assert load_settings().api_keys_file is None

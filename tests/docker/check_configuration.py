@@ -41,7 +41,11 @@ def promtool(folder: Path, *arguments: str) -> str:
     """Run the promtool of Prometheus' image on a folder of rules."""
     image = compose_file()["services"]["prometheus"]["image"]
     mount = ("--volume", f"{folder}:/rules:ro", "--workdir", "/rules")
-    return run("docker", "run", "--rm", "--network", "none", *mount, "--entrypoint", "promtool", image, *arguments)
+    # It looks for the files that the configuration names.
+    key = ("--volume", "/dev/null:/run/secrets/metrics-key:ro")
+    return run(
+        "docker", "run", "--rm", "--network", "none", *mount, *key, "--entrypoint", "promtool", image, *arguments
+    )
 
 
 def check_dashboard(dashboard: Path, modules: Path) -> None:

@@ -163,13 +163,21 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployed(images: Images, store: Path, *services: str) -> Iterator[Deployment]:
-    """The compose file's services inside the block, on free ports; all of it is gone after it."""
+def deployed(images: Images, store: Path, *services: str, **settings: str) -> Iterator[Deployment]:
+    """The compose file's services inside the block, on free ports; all of it is gone after it.
+
+    Args:
+        images: what to run.
+        store: the folder that is mounted.
+        services: which of them; all, if none is named.
+        settings: further variables of the compose file.
+    """
     variables = {
         "IMAGE_TAG": images.tag,
         "SUCCESSOR_STORE_DIR": str(store),
         "SERVICE_BIND": "127.0.0.1:",
         "PROMETHEUS_BIND": "127.0.0.1:",
+        **settings,
     }
     deployment = Deployment(f"check-{uuid.uuid4().hex[:8]}", variables)
     try:
