@@ -253,8 +253,7 @@ def test_answers_are_the_models_own_whatever_else_is_in_flight(running: Running,
             for answer in answers_in(found):
                 if len(answer["scores"]) == len(TEXTS):
                     np.testing.assert_allclose(answer["scores"], running.texts, atol=1e-6, rtol=0)
-    assert len(others.answered) == 6
-    assert min(others.answered.values()) >= 50
+        assert others.enough.wait(60), others.answered
 
 
 def answers_in(found: object) -> Iterator[dict[str, Any]]:

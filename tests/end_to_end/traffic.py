@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import struct
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from service.api.grpc_messages import SERVICE, load_messages
 
 LABELS = ("negative", "positive")
 TOLERANCE = 1e-6
+_DIALECTS = 6
+_ENOUGH = 50
 Ask = Callable[[list[str]], Awaitable[Any]]
 
 
@@ -37,6 +40,8 @@ class Traffic:
         self._messages = load_messages()
         self.answered: dict[str, int] = {}
         """Texts, by dialect; `run` counts."""
+        self.enough = threading.Event()
+        """Set when every dialect has answered some."""
         self.stopped = asyncio.Event()
         """Ends `run`."""
 
@@ -74,6 +79,8 @@ class Traffic:
             difference = np.abs(found - self._scores[rows]).max()
             assert difference <= TOLERANCE, f"{name}: {rows} differ by {difference}"
             self.answered[name] = self.answered.get(name, 0) + count
+            if len(self.answered) == _DIALECTS and min(self.answered.values()) >= _ENOUGH:
+                self.enough.set()
 
     async def _post(self, http: httpx.AsyncClient, path: str, **body: Any) -> httpx.Response:  # noqa: ANN401
         response = await http.post(path, **body)
