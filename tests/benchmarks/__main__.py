@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace, effort: Effort, report: Report, logs: Pa
                 arrivals.measure_arrivals(EngineAlone(first, cores), served, effort, report, cores=cores)
                 arrivals.measure_overload(served, rates[0], effort, report, label=first.label)
     if "dialects" in only:
-        for subject in dict.fromkeys((first, last)):
+        for subject in [first] if first is last else [first, last]:
             measure_dialects(subject, effort, report, logs)
     if "life-cycle" in only:
         life_cycle.measure_start(first, effort, report, logs)
