@@ -145,7 +145,7 @@ def test_a_connection_that_is_lost_without_the_servers_end_is_not_told_by_the_en
         transport.abort()
         await asking
 
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(LoadError, match="lost before its end$"):
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(LoadError, match=r"lost before its end$"):
         run(lose(listener))
 
 
