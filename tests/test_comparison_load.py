@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import errno
 import itertools
 import os
@@ -134,19 +133,6 @@ def test_a_request_that_crossed_the_servers_hanging_up_is_told_by_the_reset() ->
 
         with in_thread(hang_up), pytest.raises(LoadError, match=f"without an answer: ({RESETS})$"):
             run(ask_one(listener, before=wait))
-
-
-def test_a_connection_that_is_lost_without_the_servers_end_is_not_told_by_the_end_of_stream() -> None:
-    async def lose(listener: socket.socket) -> None:
-        connection = Connection(Origin.parse(f"http://127.0.0.1:{listener.getsockname()[1]}"), limit_seconds=5)
-        transport = await connection.open()
-        asking = asyncio.ensure_future(connection.ask(b"GET / HTTP/1.1\r\n\r\n"))
-        await asyncio.sleep(0)
-        transport.abort()
-        await asking
-
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(LoadError, match=r"lost before its end$"):
-        run(lose(listener))
 
 
 @contextmanager

@@ -102,7 +102,6 @@ class Connection(asyncio.Protocol):
         self._limit = limit_seconds
         self._transport: asyncio.Transport | None = None  # set by `open`, None again when either side has closed
         self._answer: asyncio.Future[_Answer] | None = None  # made by `ask`; ended by the answer, a loss or the limit
-        self._ended = False  # the server has ended its side of this connection in an orderly way
         self._parser = HttpResponseParser(self)
         self._body: list[bytes] = []  # of the answer that is coming in
 
@@ -115,7 +114,6 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             context = ssl.create_default_context() if self._origin.tls else None
             self._parser = HttpResponseParser(self)
-            self._ended = False
             try:
                 async with asyncio.timeout(self._limit):
                     self._transport, _ = await asyncio.get_running_loop().create_connection(
@@ -174,7 +172,6 @@ class Connection(asyncio.Protocol):
 
         If it had not, its system resets the connection when the bytes that nobody reads arrive.
         """
-        self._ended = True
         if self._answer is None or self._answer.done():
             return False
         asyncio.get_running_loop().call_later(_RESET_SECONDS, self._judge_end)
@@ -187,12 +184,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the request that was waiting.
-
-        A connection that is reset before the request was written, because nobody accepted it, may end without an error.
-        """
+        """Fail the request that was waiting."""
         self._transport = None
-        self._fail(_closed(str(exc or (END_OF_STREAM if self._ended else "lost before its end"))))
+        self._fail(_closed(str(exc or END_OF_STREAM)))
 
     # the parser's callbacks
 
