@@ -1,4 +1,7 @@
-"""The losses that operators train with; every formula is in its docstring, averaged over the batch."""
+"""The losses that operators train with; every formula is in its docstring, averaged over the batch.
+
+All are computed in float32, whatever precision the models computed their outputs in.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ def task_loss(problem: Problem, logits: torch.Tensor, targets: torch.Tensor) -> 
     - multi-label, targets `(batch, labels)` of 0 and 1: mean over both of `-t·log σ(z) - (1 - t)·log(1 - σ(z))`
     - regression, targets `(batch,)`: `mean_i (logits_i - target_i)²`
     """
+    logits = logits.float()
     if problem == "single_label":
         return functional.cross_entropy(logits, targets)
     if problem == "multi_label":
@@ -35,6 +39,7 @@ def distillation_loss(
 
     T² keeps the gradients' size independent of T. Source: Hinton et al., "Distilling the Knowledge" (2015), section 2.
     """
+    student, teacher = student.float(), teacher.float()
     if problem == "regression":
         return functional.mse_loss(student, teacher)
     if problem == "multi_label":
@@ -57,6 +62,7 @@ def patient_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor
     where the paper sums, so that the weight does not depend on the number of layers or texts.
     """
     ours, theirs = (
-        functional.normalize(torch.stack([states[:, 0] for states in side]), dim=-1) for side in (student, teacher)
+        functional.normalize(torch.stack([states[:, 0].float() for states in side]), dim=-1)
+        for side in (student, teacher)
     )
     return (ours - theirs).square().sum(dim=-1).mean()

@@ -67,8 +67,10 @@ class Results:
         """What has no record yet, in the order of work."""
         return [unit for unit in study.units() if not self.path(unit).exists()]
 
-    def seconds_left(self, study: Study) -> float | None:
-        """How long the missing units will take, judged by those of the same arm and kind, or by all; None without any.
+    def seconds_left(self, study: Study, task: str | None = None) -> float | None:
+        """How long the missing units, of `task` or of all, will take, judged by those of the same arm and kind, or by all.
+
+        None where none is finished.
 
         A cell of the search's seed takes the model of a trial: it is of another kind than those that train.
         """
@@ -85,7 +87,11 @@ class Results:
                     spent.setdefault(group, []).append(float(record["seconds"]))
         if not spent:
             return None
-        alike = (next(group for group in groups(unit) if group in spent) for unit in self.missing(study))
+        alike = (
+            next(group for group in groups(unit) if group in spent)
+            for unit in self.missing(study)
+            if task in {None, unit.task}
+        )
         return sum(float(np.mean(spent[group])) for group in alike)
 
 

@@ -25,6 +25,7 @@ from model_store.builder.progress import Progress
 from model_store.manifest import InputContract, Lineage, ScoreContract
 
 Kind = Literal["encoder", "classifier", "onnx"]
+Precision = Literal["float32", "bfloat16"]
 Figures = dict[str, Any]
 
 
@@ -117,6 +118,9 @@ class TrainingParameters(StepParameters):
     learning_rate_schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = Field(default=0.01, ge=0)
     max_gradient_norm: float = Field(default=1.0, gt=0, description="over the trained parameters only")
+    precision: Precision = Field(
+        default="float32", description="of training: bfloat16 is mixed precision, faster where the processor has it"
+    )
     checkpoint_steps: int = Field(default=100, ge=1, description="a killed build resumes from the last of these")
     best_on_dev: bool = Field(default=False, description="keep the epoch that scored best on dev, not the last one")
     patience: int | None = Field(

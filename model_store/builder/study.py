@@ -19,7 +19,7 @@ from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.knobs import Knobs
 from model_store.builder.recipe import Recipe, apply_override, first_problem, located, resolve
 from model_store.builder.sources import DataSource
-from model_store.builder.step import TrainingParameters, operator_module, operator_names
+from model_store.builder.step import Precision, TrainingParameters, operator_module, operator_names
 from model_store.builder.weights import Weights
 from model_store.manifest import Name, Side
 
@@ -39,7 +39,7 @@ class Task(Knobs):
     data: DataSource
     max_length: int = Field(default=128, ge=4, le=8192)
     truncation_side: Side = "right"
-    epochs: PositiveInt | None = Field(default=None, description="in place of the study's, for all arms of this task")
+    epochs: PositiveInt | None = Field(default=None, description="in place of the study's, on this task")
 
 
 class Arm(Knobs):
@@ -56,9 +56,10 @@ class Study(Knobs):
     about: str = ""
     predecessor: Weights
     predecessor_steps: Steps = Field(min_length=1, description="make the predecessor of the weights")
-    epochs: PositiveInt = Field(description="of every training step of an arm that states none: the common budget")
+    epochs: PositiveInt = Field(description="of every training step that states none: the common budget")
     learning_rates: Annotated[tuple[float, ...], AfterValidator(_distinct)] = Field(min_length=1)
     seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    precision: Precision = Field(default="float32", description="of every training step that states none")
     data_folder: Path = Field(
         default=Path(), description="where relative paths of tasks start, from the study's folder"
     )
@@ -135,10 +136,9 @@ class Study(Knobs):
         own = self.tasks[task]
         chosen = next(iter(self.arms)) if arm == PREDECESSOR else arm
         any_rate = self.learning_rates[0]
-        before = [_completed(step, rates.get(PREDECESSOR, any_rate), None) for step in self.predecessor_steps]
-        after = [
-            _completed(step, rates.get(arm, any_rate), own.epochs or self.epochs) for step in self.arms[chosen].steps
-        ]
+        common = {"epochs": own.epochs or self.epochs, "precision": self.precision}
+        before = [_completed(step, rates.get(PREDECESSOR, any_rate), common) for step in self.predecessor_steps]
+        after = [_completed(step, rates.get(arm, any_rate), common) for step in self.arms[chosen].steps]
         document = {
             "name": f"{self.name}-{task}-{chosen}"[:64].rstrip("-._"),
             "predecessor_name": PREDECESSOR,
@@ -220,7 +220,6 @@ def _trains(step: dict[str, Any]) -> bool:
     return name in operator_names() and issubclass(operator_module(str(name)).Parameters, TrainingParameters)
 
 
-def _completed(step: dict[str, Any], rate: float | None, epochs: int | None) -> dict[str, Any]:
-    """A step with the learning rate and epochs that it does not state itself."""
-    given = {"learning_rate": rate, "epochs": epochs} if _trains(step) else {}
-    return {key: value for key, value in given.items() if value is not None} | step
+def _completed(step: dict[str, Any], rate: float, common: dict[str, Any]) -> dict[str, Any]:
+    """A step with the learning rate and the common budget that it does not state itself."""
+    return common | {"learning_rate": rate} | step if _trains(step) else step

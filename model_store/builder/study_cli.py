@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from model_store.builder.cells import Bench
+from model_store.builder.errors import StudyError
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
 from model_store.builder.records import Results
@@ -22,6 +23,10 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
     cell: Annotated[
         str | None,
         typer.Option(metavar="TASK/ARM/SEED", help="Compute this cell alone, and compare it with its record."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Only this task: another process, with --work of its own, can take another."),
     ] = None,
     next_only: Annotated[
         bool, typer.Option("--next", help="Compute the next missing trial or cell, then stop.")
@@ -50,7 +55,9 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         _one_cell(whole, records, bench, cell, as_json=as_json)
         return
     if not report_only:
-        _fill(whole, records, bench, progress, next_only=next_only)
+        if task is not None and task not in whole.tasks:
+            raise StudyError(f"--task: no task {task!r}: there are {', '.join(whole.tasks)}")
+        _fill(whole, records, bench, progress, task, next_only=next_only)
     report = write_study_report(whole, records)
     if as_json:
         typer.echo(json.dumps(report))
@@ -58,10 +65,12 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         typer.echo(f"{report['finished']} of {report['units']} finished; the table is {records.folder / 'table.md'}")
 
 
-def _fill(study: Study, records: Results, bench: Bench, progress: Progress, *, next_only: bool) -> None:
-    while missing := records.missing(study):
-        left = records.seconds_left(study)
-        total = len(study.units())
+def _fill(  # noqa: PLR0913, PLR0917 - the command's parts
+    study: Study, records: Results, bench: Bench, progress: Progress, task: str | None, *, next_only: bool
+) -> None:
+    while missing := [unit for unit in records.missing(study) if task in {None, unit.task}]:
+        left = records.seconds_left(study, task)
+        total = sum(task in {None, unit.task} for unit in study.units())
         time_left = "" if left is None else f", about {_duration(left)} left"
         progress.note(f"{study.name}: {total - len(missing)} of {total} done{time_left}; next is {missing[0]}")
         bench.keep(missing[0], bench.compute(missing[0]))

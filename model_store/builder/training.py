@@ -263,8 +263,13 @@ def _dev_scores(state: TrainerState) -> list[float]:
 
 
 def _arguments(parameters: TrainingParameters, context: StepContext) -> TrainingArguments:
+    mixed = parameters.precision == "bfloat16"
+    if mixed and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise TrainingError("precision: this GPU does not compute in bfloat16: use float32")
     arguments = TrainingArguments(
         output_dir=str(context.scratch),
+        bf16=mixed,
+        use_cpu=mixed and not torch.cuda.is_available(),
         num_train_epochs=parameters.epochs,
         per_device_train_batch_size=parameters.batch_size,
         per_device_eval_batch_size=64,
