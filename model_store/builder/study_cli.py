@@ -65,7 +65,7 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         typer.echo(f"{report['finished']} of {report['units']} finished; the table is {records.folder / 'table.md'}")
 
 
-def _fill(  # noqa: PLR0913, PLR0917 - the command's parts
+def _fill(  # noqa: PLR0913 - the command's parts
     study: Study, records: Results, bench: Bench, progress: Progress, task: str | None, *, next_only: bool
 ) -> None:
     while missing := [unit for unit in records.missing(study) if task in {None, unit.task}]:
