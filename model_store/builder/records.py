@@ -68,7 +68,7 @@ class Results:
         return [unit for unit in study.units() if not self.path(unit).exists()]
 
     def seconds_left(self, study: Study, task: str | None = None) -> float | None:
-        """How long the missing units of `task`, or of all, will take, judged by those of the same arm and kind, or by any.
+        """How long the missing units of `task`, or of all, will take, judged by those of the same arm and kind.
 
         None where none is finished.
 
