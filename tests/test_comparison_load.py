@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import os
@@ -133,6 +134,27 @@ def test_a_request_that_crossed_the_servers_hanging_up_is_told_by_the_reset() ->
 
         with in_thread(hang_up), pytest.raises(LoadError, match=f"without an answer: ({RESETS})$"):
             run(ask_one(listener, before=wait))
+
+
+def test_a_connection_that_ended_before_a_request_was_sent_is_not_taken_for_one_that_read_it() -> None:
+    class SlowToAsk(Connection):
+        async def open(self) -> asyncio.Transport:
+            transport = await super().open()
+            while not transport.is_closing():  # noqa: ASYNC110 - the transport has no event for it
+                await asyncio.sleep(0)
+            return transport
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            listener.accept()[0].close()
+
+        async def ask() -> Reply:
+            origin = Origin.parse(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            return await SlowToAsk(origin, limit_seconds=5).ask(origin.post("/", {}))
+
+        with in_thread(hang_up), pytest.raises(LoadError, match="before a request was sent"):
+            run(ask())
 
 
 @contextmanager

@@ -136,6 +136,8 @@ class Connection(asyncio.Protocol):
             LoadError: no connection, the connection was lost, no answer within the limit, or not HTTP.
         """
         transport = await self.open()
+        if transport.is_closing():  # the server ended it before this task had its turn: nothing would be written
+            raise LoadError(f"{self._origin.url} closed the connection before a request was sent")
         loop = asyncio.get_running_loop()
         self._answer = loop.create_future()
         self._body = []
