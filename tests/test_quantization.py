@@ -75,7 +75,7 @@ def test_every_candidate_is_made_measured_and_reported_and_one_is_kept(
     assert not list(context.scratch.iterdir())
 
 
-def test_dynamic_scales_depend_on_batch_mates_and_static_ones_do_not(
+def test_scales_that_span_the_batch_depend_on_batch_mates_and_others_do_not(
     tmp_path: Path, parent: Path, context: StepContext
 ) -> None:
     output = tmp_path / "output"
@@ -84,7 +84,7 @@ def test_dynamic_scales_depend_on_batch_mates_and_static_ones_do_not(
         entry["method"]: entry["batch_invariant"]
         for entry in apply(parameters(), parent, output, context)["candidates"]
     }
-    assert invariant == {name: name.startswith("static") for name in ALL_CANDIDATES}
+    assert invariant == {name: name.startswith(("static", "per-token")) for name in ALL_CANDIDATES}
 
 
 def test_when_no_candidate_is_good_enough_every_reason_is_said(
@@ -105,15 +105,15 @@ def test_a_candidate_is_rejected_for_weights_that_saturate_for_disagreement_and_
     poor = new_artifact(tmp_path, "m.onnx", "int8", "m").model_copy(
         update={"dev_metric": 0.8, "agreement": 0.9, "latency": (latency,)}
     )
-    rejected = _judge(parameters(min_agreement=0.95, max_metric_drop=0.05), reference, poor, tmp_path).rejected
+    rejected = _judge(parameters(min_agreement=0.95, max_metric_drop=0.05), reference, poor, 1.0, tmp_path).rejected
     assert rejected == (
         "a signed weight of 127 saturates on processors without VNNI; agreement 0.900 is below 0.95;"
         " the dev metric falls by 0.100, more than 0.05"
     )
 
 
-def verdict(p50_ms: float, agreement: float, rejected: str = "") -> Verdict:
-    return Verdict("x", 1, 0.9, agreement, batch_invariant=True, p50_ms=p50_ms, rejected=rejected)
+def verdict(text_ms: float, agreement: float, rejected: str = "") -> Verdict:
+    return Verdict("x", 1, 0.9, agreement, batch_invariant=True, p50_ms=9.0, text_ms=text_ms, rejected=rejected)
 
 
 def test_among_about_equally_fast_candidates_the_most_faithful_is_chosen() -> None:

@@ -112,6 +112,26 @@ def times_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem], ro
     return times.reshape(len(classifiers), -1)
 
 
+def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3) -> list[float]:
+    """Mean ms of one text for each classifier as a busy server runs it, on one thread; they take turns.
+
+    Files whose answers don't depend on the batch run texts of like lengths together, others run them one by one.
+    """
+    encoded = [sorted((classifier.encode(item) for item in items), key=len) for classifier in classifiers]
+    starts = range(0, len(items), _BATCH)
+    times = np.empty((len(classifiers), rounds, len(starts)))
+    for turn in range(rounds):
+        for position, first in enumerate(starts):
+            for index, classifier in enumerate(classifiers):
+                together = encoded[index][first : first + _BATCH]
+                size = len(together) if classifier.artifact.batch_invariant else 1
+                start = time.perf_counter()
+                for offset in range(0, len(together), size):
+                    classifier.run(together[offset : offset + size])
+                times[index, turn, position] = (time.perf_counter() - start) * 1000
+    return [float(total) / len(items) for total in np.median(times, axis=1).sum(axis=-1)]
+
+
 def sample(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spaced: the same ones every time."""
     step = max(1, len(items) // count)

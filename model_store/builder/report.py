@@ -124,8 +124,17 @@ def _worth(entry: dict[str, Any]) -> list[str]:
 
 def _candidates(candidates: list[dict[str, Any]]) -> str:
     return markdown_table(
-        ["candidate", "MB", "dev", "agreement", "batch invariant", "p50 ms", "rejected because"],
-        [[entry["method"], *_worth(entry), entry["rejected"]] for entry in candidates],
+        [
+            "candidate",
+            "MB",
+            "dev",
+            "agreement",
+            "batch invariant",
+            "p50 ms",
+            "ms a text under load",
+            "rejected because",
+        ],
+        [[entry["method"], *_worth(entry), f"{entry['text_ms']:.2f}", entry["rejected"]] for entry in candidates],
     )
 
 

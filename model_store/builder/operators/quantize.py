@@ -10,6 +10,7 @@ from pydantic import Field
 from model_store.builder.step import Figures, Kind, StepContext, StepParameters
 
 Candidate = Literal[
+    "per-token-u8s8",
     "dynamic-u8s8",
     "dynamic-u8u8",
     "static-u8s8",
@@ -17,6 +18,7 @@ Candidate = Literal[
     "static-qdq-u8u8",
 ]
 ALL_CANDIDATES: tuple[Candidate, ...] = (
+    "per-token-u8s8",
     "dynamic-u8s8",
     "dynamic-u8u8",
     "static-u8s8",
@@ -41,10 +43,10 @@ class Parameters(StepParameters):
     max_metric_drop: float = Field(default=0.01, ge=0, description="on dev, float32 minus int8")
     max_megabytes: float | None = Field(default=None, gt=0)
     near: float = Field(
-        default=0.05, ge=0, description="candidates this close to the fastest compete on agreement, not on time"
+        default=0.15, ge=0, description="candidates this close to the fastest compete on agreement, not on time"
     )
     calibration_rows: int = Field(default=256, ge=1, description="training texts that set the static scales")
-    timing_texts: int = Field(default=100, ge=1, description="dev texts that are timed, alone and with one thread")
+    timing_texts: int = Field(default=100, ge=1, description="dev texts that are timed, with one thread")
 
 
 def apply(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:
