@@ -22,7 +22,7 @@ from service.api.tensors import (
     Tensor,
     Wanted,
     check_wanted,
-    described,
+    outputs_named,
     outputs_of,
     refuse_unsupported,
     texts_of,
@@ -73,8 +73,11 @@ async def infer(
     refuse_unsupported({"sequence_id": request.parameters.sequence_id})
     route = service.registry.route(request.reference)
     manifest = route.model.manifest
-    wanted = [*request.wanted] or [Wanted(one["name"], binary=request.binary) for one in described(manifest.scores)]
-    check_wanted(wanted, manifest.scores)
+    if request.wanted:
+        wanted = list(request.wanted)
+        check_wanted(wanted, manifest.scores)
+    else:
+        wanted = [Wanted(name, binary=request.binary) for name in outputs_named(manifest.scores)]
     texts = texts_of(request.inputs, pair=manifest.inputs.pair)
     check_texts(texts, service.settings, "inputs")
     answered = await ask(
@@ -186,8 +189,12 @@ def render(request_id: str | None, answered: Answered, wanted: Sequence[Wanted],
         else:
             entry["data"] = output.values
         entries.append(entry)
-    model = answered.route.model.manifest.id
-    document: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version), "outputs": entries}
+    manifest = answered.route.model.manifest
+    document: dict[str, Any] = {
+        "model_name": manifest.name,
+        "model_version": str(manifest.version),
+        "outputs": entries,
+    }
     if request_id is not None:
         document["id"] = request_id
     head = orjson.dumps(document)

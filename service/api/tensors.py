@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +23,7 @@ SCORES, LABEL, TRUNCATED = "scores", "label", "truncated"
 _LENGTH = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """An input as it came: its elements in a list, which may be nested, or their bytes."""
 
     name: str
@@ -122,8 +120,7 @@ def _text(raw: bytes | memoryview, name: str) -> str:
         raise InvalidRequestError(f"{name} has an element that is not UTF-8: {error.reason}", param=name) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """An output that a request asks for."""
 
     name: str
@@ -132,8 +129,7 @@ class Wanted:
     binary: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One output of an answer, its elements in one flat list."""
 
     name: str
@@ -151,12 +147,15 @@ class Output:
         return b"".join([part for element in encoded for part in (_LENGTH.pack(len(element)), element)])
 
 
+def outputs_named(contract: ScoreContract) -> tuple[str, ...]:
+    """The names of a model's outputs; see `described`."""
+    return (SCORES, TRUNCATED) if contract.problem == "regression" else (SCORES, LABEL, TRUNCATED)
+
+
 def described(contract: ScoreContract) -> list[dict[str, Any]]:
     """The outputs of a model: name, datatype and shape, as model metadata has them; `scores` is the first."""
-    outputs: list[dict[str, Any]] = [{"name": SCORES, "datatype": "FP32", "shape": [-1, len(contract.labels)]}]
-    if contract.problem != "regression":
-        outputs.append({"name": LABEL, "datatype": "BYTES", "shape": [-1]})
-    return [*outputs, {"name": TRUNCATED, "datatype": "BOOL", "shape": [-1]}]
+    kinds = {SCORES: ("FP32", [-1, len(contract.labels)]), LABEL: ("BYTES", [-1]), TRUNCATED: ("BOOL", [-1])}
+    return [{"name": name, "datatype": kinds[name][0], "shape": kinds[name][1]} for name in outputs_named(contract)]
 
 
 def outputs_of(answered: Answered, wanted: Sequence[Wanted]) -> list[Output]:
@@ -172,7 +171,7 @@ def check_wanted(wanted: Sequence[Wanted], contract: ScoreContract) -> None:
         InvalidRequestError: no such output, one that is asked for twice, or a classification of something else than
             the scores.
     """
-    names = [output["name"] for output in described(contract)]
+    names = outputs_named(contract)
     for one in wanted:
         if one.name not in names:
             raise InvalidRequestError(
