@@ -27,6 +27,7 @@ from service.errors import ListenError, TlsError
 from service.logs import configure_logs
 from service.processes import Listeners, Supervisor
 from service.protocol import Protocol
+from service.scheduling import LOOP_SLICE_S, set_time_slice
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -156,6 +157,7 @@ def run_process(settings: Settings, listeners: Listeners, control_dir: Path | No
     )
     server = Server(config)
     tune_interpreter()
+    set_time_slice(LOOP_SLICE_S)
     allow_connections(settings.max_connections)
     scheme = "http" if settings.tls_cert_file is None else "https"
     urls = [f"{scheme}://{address(*listener.getsockname()[:2])}" for listener in listeners]

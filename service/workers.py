@@ -20,6 +20,7 @@ from model_store.classifier import Classifier, Logits, Scores, to_scores
 from model_store.encoding import EncodedText
 from model_store.errors import InferenceError, InvalidTextError, SuccessorError
 from service.batcher import Item, Waiting, form_batch
+from service.scheduling import WORKER_SLICE_S, set_time_slice
 
 # A request is lone if no other was in the engine beside it for this long.
 LONE_AFTER_S = 0.1
@@ -144,6 +145,7 @@ class WorkerPool:
     def _live(self, worker: Worker) -> None:
         if self._niceness and sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        set_time_slice(WORKER_SLICE_S)
         try:
             while self._take(worker):
                 ran = self._run(worker)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+import threading
+
+import pytest
+
+from service.scheduling import LOOP_SLICE_S, WORKER_SLICE_S, set_time_slice
+
+GET_ATTRIBUTES = {"x86_64": 315, "aarch64": 275}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
+
+
+def own_attributes() -> tuple[int, int, int]:
+    """Policy, nice value and slice in nanoseconds of this thread, as the system says."""
+    answer = ctypes.create_string_buffer(48)
+    assert ctypes.CDLL(None).syscall(GET_ATTRIBUTES[os.uname().machine], 0, answer, 48, 0) == 0
+    _, policy, _, nice, _, runtime, _, _ = struct.unpack("=IIQiIQQQ", answer.raw)
+    return policy, nice, runtime
+
+
+@pytest.mark.skipif(os.uname().machine not in GET_ATTRIBUTES, reason="the call's number is not known here")
+@pytest.mark.parametrize("seconds", [LOOP_SLICE_S, WORKER_SLICE_S])
+def test_a_thread_gets_the_slice_and_keeps_its_policy_and_priority(seconds: float) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def work() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 3)
+        assert set_time_slice(seconds)
+        seen.append(own_attributes())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    ((policy, nice, runtime),) = seen
+    assert (policy, nice) == (os.SCHED_OTHER, 3)
+    if tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 12):
+        assert runtime == round(seconds * 1e9)
+
+
+def test_an_architecture_whose_number_is_not_known_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "pdp11")
+    assert not set_time_slice(LOOP_SLICE_S)
+
+
+def test_a_thread_that_somebody_has_given_another_policy_keeps_it() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        seen.extend([set_time_slice(LOOP_SLICE_S), os.sched_getscheduler(0)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False, os.SCHED_BATCH]
