@@ -118,7 +118,7 @@ def _subjects(arguments: argparse.Namespace, texts: list[str], report: Report) -
     cache = ModelStore(arguments.cache)
     if artificial.available():
         subjects += [
-            (artificial.artificial_subject(cache, 6, "static", texts), _SIX_LAYERS_BAR),
+            (artificial.artificial_subject(cache, 6, "per-token", texts), _SIX_LAYERS_BAR),
             (artificial.artificial_subject(cache, 6, "dynamic", texts), None),
         ]
     else:
@@ -127,7 +127,7 @@ def _subjects(arguments: argparse.Namespace, texts: list[str], report: Report) -
     if SUCCESSOR in store.names():
         subjects.append((Subject("successor of the demo", store, store.resolve(SUCCESSOR), texts), _THREE_LAYERS_BAR))
     elif artificial.available():
-        subjects.append((artificial.artificial_subject(cache, 3, "static", texts), _THREE_LAYERS_BAR))
+        subjects.append((artificial.artificial_subject(cache, 3, "per-token", texts), _THREE_LAYERS_BAR))
     if not subjects:
         raise SuccessorError(f"nothing to measure: run `make demo` first, or name a store that has {SUCCESSOR!r}")
     return subjects
