@@ -160,6 +160,22 @@ def test_records_of_another_study_are_refused(study: Study, finished: Results, t
         Bench(study, copy, tmp_path / "work", Recorder()).compute(THESEUS)
 
 
+def test_a_cell_is_not_judged_before_the_trials_that_choose_its_rate_are_there_again(
+    study: Study, finished: Results, tmp_path: Path
+) -> None:
+    copy = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, copy.folder)
+    path = copy.path(THESEUS)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"key": "other"}), encoding="utf-8")
+    trial = study.trials("words", "theseus")[0]
+    copy.path(trial).unlink()
+    bench = Bench(study, copy, tmp_path / "work", Recorder())
+    bench.keep(trial, bench.compute(trial))
+    assert copy.path(trial).exists()
+    with pytest.raises(StudyError, match=r"seed4\.json was made of other data"):
+        Bench(study, copy, tmp_path / "work", Recorder()).compute(THESEUS)
+
+
 def test_the_number_of_torchs_threads_is_the_studys_and_is_put_back(
     study: Study, finished: Results, tmp_path: Path
 ) -> None:

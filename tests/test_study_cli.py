@@ -57,6 +57,21 @@ def test_a_cell_without_a_record_leaves_one(app: typer.Typer, study: Path) -> No
     assert Results(study.parent / "other").path(Cell("words", "control", 0)).exists()
 
 
+@pytest.mark.slow
+def test_one_task_can_be_filled_by_itself(app: typer.Typer, study: Path) -> None:
+    elsewhere = yaml.safe_load(study.read_text(encoding="utf-8"))
+    elsewhere["tasks"] = {"others": elsewhere["tasks"]["words"], **elsewhere["tasks"]}
+    study.write_text(yaml.safe_dump(elsewhere, sort_keys=False), encoding="utf-8")
+    assert json.loads(run(app, study, "--task", "words", "--json"))["finished"] == 3
+    records = Results(study.with_suffix(""))
+    assert [path.parent.parent.name for path in records.folder.glob("cells/*/*/*.json")] == ["words"] * 3
+
+
+def test_a_task_that_the_study_does_not_have_is_refused(app: typer.Typer, study: Path) -> None:
+    with pytest.raises(StudyError, match="--task: no task 'word': there are words"):
+        run(app, study, "--task", "word")
+
+
 def test_a_report_needs_no_data_and_trains_nothing(app: typer.Typer, study: Path) -> None:
     assert run(app, study, "--report", "--set", "data_folder=nowhere").startswith("0 of 3 finished")
 

@@ -157,12 +157,23 @@ class Bench:
     def _refuse_others(self, task: str) -> None:
         """Refuse to go on from records of other data, weights or steps: they can't be compared."""
         for unit in self._study.units():
-            record = self._results.read(self._results.path(unit)) if unit.task == task else None
+            if unit.task != task or self._undecided(unit):
+                continue
+            record = self._results.read(self._results.path(unit))
             if record is not None and record["key"] != self._key(self._plan(task, self._recipe(unit)), unit.arm):
                 raise StudyError(
                     f"{self._results.path(unit)} was made of other data, weights or steps than the study has now:"
                     " remove it, or name another folder with --results"
                 )
+
+    def _undecided(self, unit: Cell | Trial) -> bool:
+        """It is a cell whose rates are not chosen: a rate was added to the study, or a trial's record is gone."""
+        arms = {PREDECESSOR} if isinstance(unit, Trial) else {PREDECESSOR, unit.arm}
+        if isinstance(unit, Trial) and unit.arm == PREDECESSOR:
+            return False
+        return any(
+            self._study.rates_of(arm) and self._results.rate(self._study, unit.task, arm) is None for arm in arms
+        )
 
     def _trained(self, plan: Plan, arm: str) -> Chain:
         return plan.run(self._runner, plan.start, _steps(plan, arm, self._study))
