@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,9 +47,6 @@ def new(
     """Make a key, add its digest to the file and print the key, which nobody can read again."""
     from service.access import KeysFileError, digest_of, new_key
 
-    before = _read(file)
-    if any(entry.name == name for entry in before.keys):
-        raise KeysFileError(f"{file} has a key {name!r}: revoke it first, or choose another name")
     key, scopes = new_key(), [one.value for one in scope or [Scope.INFER]]
     entry: dict[str, object] = {
         "name": name,
@@ -54,7 +54,10 @@ def new(
         "scopes": scopes,
         "requests_per_second": rate,
     }
-    _write(file, before, [*(one.model_dump(mode="json") for one in before.keys), entry])
+    with _editing(file) as before:
+        if any(one.name == name for one in before.keys):
+            raise KeysFileError(f"{file} has a key {name!r}: revoke it first, or choose another name")
+        _write(file, before, [*(one.model_dump(mode="json") for one in before.keys), entry])
     if as_json:
         typer.echo(json.dumps({"key": key, "entry": entry}, indent=2))
     else:
@@ -79,12 +82,12 @@ def revoke(name: NameArgument, file: FileOption) -> None:
     """Take a key out of the file: within a second, running servers refuse it."""
     from service.access import KeysFileError
 
-    before = _read(file)
-    entries = before.keys
-    kept = [entry.model_dump(mode="json") for entry in entries if entry.name != name]
-    if len(kept) == len(entries):
-        raise KeysFileError(f"{file} has no key {name!r}: it has {', '.join(e.name for e in entries) or 'none'}")
-    _write(file, before, kept)
+    with _editing(file) as before:
+        entries = before.keys
+        kept = [entry.model_dump(mode="json") for entry in entries if entry.name != name]
+        if len(kept) == len(entries):
+            raise KeysFileError(f"{file} has no key {name!r}: it has {', '.join(e.name for e in entries) or 'none'}")
+        _write(file, before, kept)
     typer.echo(f"{name} is revoked")
 
 
@@ -93,6 +96,26 @@ def _read(file: Path) -> KeysFile:
     from service.access import KeysFile, parse_keys, read_keys
 
     return parse_keys(read_keys(file), file) if file.exists() else KeysFile()
+
+
+@contextlib.contextmanager
+def _editing(file: Path) -> Iterator[KeysFile]:
+    """The keys of a file that nobody else edits inside the block.
+
+    Raises:
+        KeysFileError: the file can't be read, or its folder can't be written.
+    """
+    from service.access import KeysFileError
+
+    try:
+        lock = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o640)
+    except OSError as error:
+        raise KeysFileError(f"{file} can't be written ({error.strerror}): check its folder") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield _read(file)
+    finally:
+        os.close(lock)
 
 
 def _write(file: Path, before: KeysFile, entries: list[dict[str, object]]) -> None:

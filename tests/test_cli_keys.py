@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,22 @@ def test_a_file_that_can_not_be_written_is_refused(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr()
     assert "can't be written (No such file or directory)" in printed.err
     assert printed.out == ""
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    command = [sys.executable, "-m", "service.cli", "keys", "new", "--file", str(file)]
+    makers = [subprocess.Popen([*command, f"key-{number}"], stdout=subprocess.DEVNULL) for number in range(6)]
+    assert [maker.wait(60) for maker in makers] == [0] * 6
+    assert sorted(entry["name"] for entry in json.loads(file.read_text())["keys"]) == [f"key-{n}" for n in range(6)]
+
+
+def test_a_folder_that_lets_the_keys_be_locked_and_not_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".keys.json.incoming").mkdir()
+    assert run("new", "a", "--file", str(tmp_path / "keys.json")) == 1
+    assert "can't be written (Is a directory)" in capsys.readouterr().err
 
 
 def test_a_scope_that_is_none_is_bad_usage(tmp_path: Path) -> None:

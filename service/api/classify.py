@@ -16,7 +16,7 @@ from model_store.encoding import TextItem
 from model_store.manifest import ScoreContract
 from service.api.classify_schema import ClassifyRequest
 from service.api.common import NATIVE, Reply
-from service.api.endpoint import Answered, Call, Endpoint, ask, check_texts, timing_headers
+from service.api.endpoint import Answered, Call, Endpoint, check_texts, timing_headers
 from service.api.parsing import parse_body
 from service.api.scores import ranked
 from service.batcher import Answer
@@ -32,13 +32,9 @@ async def classify(call: Call) -> Reply:
     given = request.input if isinstance(request.input, list) else [request.input]
     texts = [TextItem(text) if isinstance(text, str) else TextItem(*text) for text in given]
     check_texts(texts, settings, "input")
-    answered = await ask(
-        service,
+    answered = await call.ask(
         route,
         texts,
-        started=call.started,
-        deadline=call.deadline(),
-        connection=call.connection,
         truncate=request.truncate,
         side=request.truncation_side,
         raw_scores=request.raw_scores,

@@ -78,6 +78,28 @@ class Call:
         deadline = deadline_of(self.headers, self.started, self.service.settings.request_timeout_ms / 1e3)
         return deadline if within_s is None else min(deadline, self.started + within_s)
 
+    def ask(
+        self,
+        route: Route,
+        texts: Sequence[TextItem],
+        *,
+        truncate: bool = True,
+        side: Side | None = None,
+        raw_scores: bool = False,
+    ) -> Awaitable[Answered]:
+        """Have texts classified by its deadline; see the function `ask`."""
+        return ask(
+            self.service,
+            route,
+            texts,
+            started=self.started,
+            deadline=self.deadline(),
+            connection=self.connection,
+            truncate=truncate,
+            side=side,
+            raw_scores=raw_scores,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:

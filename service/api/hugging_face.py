@@ -12,7 +12,7 @@ from model_store.classifier import to_scores
 from model_store.encoding import TextItem
 from model_store.manifest import Side
 from service.api.common import Dialect, Reply
-from service.api.endpoint import Call, Endpoint, ask, check_texts, timing_headers
+from service.api.endpoint import Call, Endpoint, check_texts, timing_headers
 from service.api.parsing import parse_body
 from service.api.scores import ranked
 from service.errors import Outcome
@@ -83,13 +83,9 @@ async def pipeline(call: Call) -> Reply:
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     texts = [TextItem(one) if isinstance(one, str) else TextItem(one.text, one.text_pair) for one in given]
     check_texts(texts, call.service.settings, "inputs")
-    answered = await ask(
-        call.service,
+    answered = await call.ask(
         route,
         texts,
-        started=call.started,
-        deadline=call.deadline(),
-        connection=call.connection,
         truncate=parameters.truncation is not False,
         side=parameters.truncation_side,
         raw_scores=function != contract.function,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from model_store.encoding import TextItem
 from model_store.manifest import Precision
 from service.api.common import Dialect, Headers, Reply
-from service.api.endpoint import Answered, Call, Endpoint, ask, check_texts, origin_headers
+from service.api.endpoint import Answered, Call, Endpoint, check_texts, origin_headers
 from service.api.parsing import parse_body
 from service.api.scores import ranked
 from service.errors import InvalidRequestError, ModelNotLoadedError, Outcome
@@ -101,13 +101,9 @@ async def predict(call: Call) -> Reply:
     route = _default_route(call)
     texts, single = texts_of(request.inputs)
     check_texts(texts, call.service.settings, "inputs")
-    answered = await ask(
-        call.service,
+    answered = await call.ask(
         route,
         texts,
-        started=call.started,
-        deadline=call.deadline(),
-        connection=call.connection,
         truncate=request.truncate is not False,
         side=request.truncation_direction,
         raw_scores=request.raw_scores,
