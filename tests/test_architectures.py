@@ -37,12 +37,13 @@ def served(store: ModelStore, text: str | list[str]) -> dict[str, Any]:
 def test_theseus_builds_exports_and_serves_it(tmp_path: Path, architecture: str) -> None:
     encoder = make_tiny_encoder(tmp_path / "encoder", architecture=architecture)
     document = tiny_document(tmp_path, encoder=encoder)
-    del document["steps"][3]
+    document["steps"][3]["candidates"] = ["per-token-u8s8"]
     done, store = built(tmp_path, document)
     manifest = store.manifest(done.successor)
     assert done.measurements["successor_parity"] <= 1e-5
     assert done.measurements["predecessor_parity"] <= 1e-5
-    assert manifest.artifacts[0].batch_invariant
+    assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "int8"]
+    assert all(artifact.batch_invariant for artifact in manifest.artifacts)
     assert manifest.artifacts[0].bytes < store.manifest(done.predecessor).artifacts[0].bytes
     assert served(store, "good w1 w2")["data"]
 

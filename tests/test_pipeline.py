@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, RecipeError
+from model_store.builder.operators.quantize import ALL_CANDIDATES
 from model_store.builder.pipeline import Build, build, check_installation, make_plan
 from model_store.builder.recipe import Recipe, apply_override, resolve
 from model_store.builder.report import REPORT_FILES
@@ -80,7 +81,7 @@ def test_the_report_has_quality_with_intervals_files_candidates_and_steps(folder
         "predecessor_margin",
         "successor_margin",
     }
-    assert len(report["candidates"]) == 5
+    assert [entry["method"] for entry in report["candidates"]] == list(ALL_CANDIDATES)
     steps = [(step["model"], step["operator"]) for step in report["steps"]]
     assert steps[:3] == [("predecessor", "fine_tune"), ("predecessor", "export"), ("successor", "theseus")]
     text = finished.report.with_suffix(".md").read_text(encoding="utf-8")
