@@ -141,7 +141,10 @@ class LatencyMeasurement(Record):
     machine: str
     threads: int
     tokens: int = Field(description="mean tokens a text, special tokens included")
-    p50_ms: float
+    p50_ms: float = Field(description="median of a text alone")
+    busy_ms: float | None = Field(
+        default=None, description="mean of a text as a busy server runs it, where the version's files were compared so"
+    )
     texts: int = Field(description="how many texts the median is over")
 
 
@@ -252,15 +255,20 @@ class Manifest(Record):
 
 
 def best_artifact(artifacts: Sequence[Artifact], provider: str) -> Artifact:
-    """The file for `provider`: the fastest measured there; unmeasured, fp16 on a GPU, else float32."""
+    """The file for `provider`: the one measured fastest there, under load where that was measured of all, else alone.
+
+    Unmeasured, it is fp16 on a GPU, else float32.
+    """
     measured = [
-        (latency.p50_ms, index)
+        (latency, index)
         for index, artifact in enumerate(artifacts)
         for latency in artifact.latency
         if latency.provider == provider
     ]
     if measured:
-        return artifacts[min(measured)[1]]
+        busy = [(latency.busy_ms, index) for latency, index in measured if latency.busy_ms is not None]
+        alone = [(latency.p50_ms, index) for latency, index in measured]
+        return artifacts[min(busy if len(busy) == len(measured) else alone)[1]]
     order: tuple[Precision, ...] = (
         ("fp32", "int8", "fp16") if provider == "CPUExecutionProvider" else ("fp16", "fp32", "int8")
     )

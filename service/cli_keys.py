@@ -108,14 +108,15 @@ def _editing(file: Path) -> Iterator[KeysFile]:
     from service.access import KeysFileError
 
     try:
-        lock = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o640)
+        folder = os.open(file.parent, os.O_RDONLY)
     except OSError as error:
         raise KeysFileError(f"{file} can't be written ({error.strerror}): check its folder") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
         yield _read(file)
     finally:
-        os.close(lock)
+        os.close(folder)
 
 
 def _write(file: Path, before: KeysFile, entries: list[dict[str, object]]) -> None:

@@ -18,6 +18,8 @@ WORKER_SLICE_S = 0.01
 LOOP_SLICE_S = 0.0001
 # The call has no wrapper in the C library; its number differs between architectures.
 _CALLS = {"x86_64": 314, "aarch64": 274}
+_RESET_ON_FORK = 1
+_RESET_ON_FORK_POLICY = 0x40000000
 # Size, policy, flags, nice, priority, then in nanoseconds runtime, deadline and period.
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 
@@ -25,11 +27,16 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 def set_time_slice(seconds: float) -> bool:
     """Ask for a time slice for the thread that calls; False where the system refuses or has no such thing.
 
-    A system that is too old for it accepts the call and changes nothing.
+    Threads that it starts get the system's own again. A system that is too old for slices changes nothing.
     """
     number = _CALLS.get(platform.machine())
-    if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if sys.platform != "linux" or number is None:
         return False
-    nice = os.getpriority(os.PRIO_PROCESS, 0)  # the call sets it as well
-    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, round(seconds * 1e9), 0, 0)
+    try:
+        if os.sched_getscheduler(0) & ~_RESET_ON_FORK_POLICY != os.SCHED_OTHER:
+            return False
+        nice = os.getpriority(os.PRIO_PROCESS, 0)  # the call sets it as well
+    except OSError:  # a C library or a sandbox without it
+        return False
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, round(seconds * 1e9), 0, 0)
     return bool(ctypes.CDLL(None).syscall(number, 0, attributes, 0) == 0)

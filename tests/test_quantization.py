@@ -105,15 +105,15 @@ def test_a_candidate_is_rejected_for_weights_that_saturate_for_disagreement_and_
     poor = new_artifact(tmp_path, "m.onnx", "int8", "m").model_copy(
         update={"dev_metric": 0.8, "agreement": 0.9, "latency": (latency,)}
     )
-    rejected = _judge(parameters(min_agreement=0.95, max_metric_drop=0.05), reference, poor, 1.0, tmp_path).rejected
+    rejected = _judge(parameters(min_agreement=0.95, max_metric_drop=0.05), reference, poor, tmp_path).rejected
     assert rejected == (
         "a signed weight of 127 saturates on processors without VNNI; agreement 0.900 is below 0.95;"
         " the dev metric falls by 0.100, more than 0.05"
     )
 
 
-def verdict(text_ms: float, agreement: float, rejected: str = "") -> Verdict:
-    return Verdict("x", 1, 0.9, agreement, batch_invariant=True, p50_ms=9.0, text_ms=text_ms, rejected=rejected)
+def verdict(busy_ms: float, agreement: float, rejected: str = "") -> Verdict:
+    return Verdict("x", 1, 0.9, agreement, batch_invariant=True, p50_ms=9.0, busy_ms=busy_ms, rejected=rejected)
 
 
 def test_among_about_equally_fast_candidates_the_most_faithful_is_chosen() -> None:

@@ -24,7 +24,7 @@ from model_store.builder.operators import distill, drop_layers, fine_tune, these
 from model_store.builder.pipeline import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.step import Figures, StepContext, TrainingParameters, operator_module
-from model_store.builder.training import LOGS, Method, last_checkpoint, train
+from model_store.builder.training import LOGS, Method, _arguments, last_checkpoint, train
 from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE, Problem
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
@@ -296,6 +296,27 @@ def test_a_loss_that_is_not_a_number_stops_the_training(world: tuple[Path, Path,
 
     with pytest.raises(TrainingError, match="the loss is nan at step 10: lower the step's learning_rate"):
         direct(Lost(), world, tmp_path / "lost")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", [TUNE, THESEUS, DISTILL], ids=["fine_tune", "theseus", "distill"])
+def test_mixed_precision_trains_other_weights_a_little_and_keeps_them_in_float32(
+    run: Run, parameters: TrainingParameters
+) -> None:
+    mixed = parameters.model_copy(update={"precision": "bfloat16"})
+    exact, rounded = (weights(run(one, name)[0]) for one, name in ((parameters, "exact"), (mixed, "mixed")))
+    assert {tensor.dtype for tensor in rounded.values()} == {torch.float32}
+    assert not same(exact, rounded)
+    assert max(float((exact[name] - rounded[name]).abs().mean()) for name in exact) < 0.02
+
+
+def test_mixed_precision_is_refused_where_the_gpu_does_not_compute_in_it(
+    world: tuple[Path, Path, StepContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *, including_emulation: including_emulation)
+    with pytest.raises(TrainingError, match="precision: this GPU does not compute in bfloat16: use float32"):
+        _arguments(TUNE.model_copy(update={"precision": "bfloat16"}), world[2])
 
 
 def test_the_last_checkpoint_is_the_newest_that_was_written_to_its_end(tmp_path: Path) -> None:

@@ -58,8 +58,14 @@ class Bench:
             return self._try(unit) if isinstance(unit, Trial) else self._measure(unit)
 
     def keep(self, unit: Cell | Trial, record: Record) -> None:
-        """Write a unit's record, then throw away the models that nothing needs any more."""
+        """Write a unit's record, then throw away the models that nothing needs any more.
+
+        Raises:
+            StudyError: by this trial another rate is the best, and there are cells of the one before.
+        """
         self._results.write(self._results.path(unit), record)
+        if isinstance(unit, Trial):
+            self._refuse_others(unit.task)
         needed = self._needed()
         for folder in (self._runner.work / "steps").glob("*"):
             if folder not in needed:
@@ -69,6 +75,7 @@ class Bench:
         for trial in self._study.trials(task, arm):
             if not self._results.path(trial).exists():
                 self._results.write(self._results.path(trial), self._try(trial))
+                self._refuse_others(task)
 
     def _try(self, trial: Trial) -> Record:
         start = time.monotonic()

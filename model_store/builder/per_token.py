@@ -3,6 +3,7 @@
 A scale that spans the batch makes a text's answer depend on its batch-mates, and one token with large values makes all
 others coarse. With a scale for each row neither happens, and nothing has to be calibrated:
 `y_t = s_t · (round(x_t / s_t) Wq) · s_w + b` with `s_t = max|x_t| / 127` for token t and `s_w` for each column of W.
+A number that is infinite stays so; one that is none is lost in the rounding.
 
 Source: Yao et al., "ZeroQuant" (NeurIPS 2022), section 4.1: token-wise quantisation of activations.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 _ZERO_POINT = 128
 _DOMAIN = "com.microsoft"
@@ -29,7 +31,9 @@ def quantize_per_token(source: Path, target: Path, largest_weight: int) -> None:
         target: where to.
         largest_weight: the weights' range, -n to n.
     """
-    model = onnx.load(str(source))
+    wrapped = ONNXModel(onnx.load(str(source)))
+    wrapped.replace_gemm_with_matmul()
+    model = wrapped.model
     version = next(opset.version for opset in model.opset_import if not opset.domain)
     _Surgery(model.graph, version, largest_weight).operate()
     if all(opset.domain != _DOMAIN for opset in model.opset_import):
@@ -47,6 +51,7 @@ class _Surgery:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._quantized: set[str] = set()
+        self._replaced: set[str] = set()
 
     def operate(self) -> None:
         for node in self._graph.node:
@@ -56,13 +61,15 @@ class _Surgery:
                 self._nodes.append(node)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
-        used = {name for node in self._nodes for name in node.input}
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
+        used = {name for node in self._nodes for name in node.input} | {entry.name for entry in self._graph.output}
+        gone = self._replaced - used
+        kept = [tensor for tensor in self._graph.initializer if tensor.name not in gone]
         del self._graph.initializer[:]
         self._graph.initializer.extend([*kept, *self._constants.values()])
 
     def _replace(self, node: onnx.NodeProto) -> None:
         values, weights = node.input
+        self._replaced.add(weights)
         matrix = numpy_helper.to_array(self._matrices[weights]).astype(np.float32)
         scales = (np.abs(matrix).max(axis=0).clip(min=1e-9) / self._largest).astype(np.float32)
         if values not in self._quantized:

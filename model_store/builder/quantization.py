@@ -62,7 +62,7 @@ class Verdict:
     batch_invariant: bool
     p50_ms: float
     """Of a text alone."""
-    text_ms: float
+    busy_ms: float
     """Of a text under load, see `times_under_load`."""
     rejected: str
 
@@ -79,11 +79,8 @@ def quantize(parameters: Parameters, parent: Path, output: Path, context: StepCo
         aside = Path(name)
         shutil.copyfile(parent / TOKENIZER_FILE, aside / TOKENIZER_FILE)
         workshop = _Workshop(parameters, exact, parent / FP32_FILE, aside, context)
-        artifacts, text_ms = workshop.measure([workshop.make(candidate) for candidate in parameters.candidates])
-        verdicts = [
-            _judge(parameters, artifacts[0], artifact, time, aside)
-            for artifact, time in zip(artifacts[1:], text_ms, strict=True)
-        ]
+        artifacts = workshop.measure([workshop.make(candidate) for candidate in parameters.candidates])
+        verdicts = [_judge(parameters, artifacts[0], artifact, aside) for artifact in artifacts[1:]]
         chosen = choose(verdicts, parameters.near)
         if chosen is None:
             reasons = "; ".join(f"{verdict.method}: {verdict.rejected}" for verdict in verdicts)
@@ -105,9 +102,9 @@ def choose(verdicts: Sequence[Verdict], near: float) -> int | None:
     passing = [index for index, verdict in enumerate(verdicts) if not verdict.rejected]
     if not passing:
         return None
-    limit = min(verdicts[index].text_ms for index in passing) * (1 + near)
-    fast = [index for index in passing if verdicts[index].text_ms <= limit]
-    return max(fast, key=lambda index: (verdicts[index].agreement, -verdicts[index].text_ms))
+    limit = min(verdicts[index].busy_ms for index in passing) * (1 + near)
+    fast = [index for index in passing if verdicts[index].busy_ms <= limit]
+    return max(fast, key=lambda index: (verdicts[index].agreement, -verdicts[index].busy_ms))
 
 
 def largest_signed_weight(file: Path) -> int:
@@ -195,11 +192,8 @@ class _Workshop:
             )
         return new_artifact(self._aside, target.name, "int8", candidate)
 
-    def measure(self, made: Sequence[Artifact]) -> tuple[list[Artifact], list[float]]:
-        """The float32 file and every candidate with their dev figures and times, taken in turns.
-
-        Beside them, of the candidates alone, the ms of a text under load.
-        """
+    def measure(self, made: Sequence[Artifact]) -> list[Artifact]:
+        """The float32 file and every candidate with their dev figures and times, taken in turns."""
         dev = [row.item for row in self._context.data.splits["dev"]]
         logits = run_classifier(self._exact, dev)
         candidates = [open_candidate(self._aside, artifact, self._context) for artifact in made]
@@ -209,14 +203,16 @@ class _Workshop:
                 figures.append(measured(classifier, self._context.data, logits))
                 meter.advance(done, classifier.artifact.method)
         texts = sample(dev, self._parameters.timing_texts)
-        times = time_alone([self._exact, *candidates], texts)
-        timed = [
-            artifact.model_copy(update={"latency": (time,)}) for artifact, time in zip(figures, times, strict=True)
+        alone = time_alone([self._exact, *candidates], texts)
+        busy = times_under_load([self._exact, *candidates], texts)
+        return [
+            artifact.model_copy(update={"latency": (time.model_copy(update={"busy_ms": busy_ms}),)})
+            for artifact, time, busy_ms in zip(figures, alone, busy, strict=True)
         ]
-        return timed, times_under_load(candidates, texts)
 
 
-def _judge(parameters: Parameters, reference: Artifact, artifact: Artifact, text_ms: float, folder: Path) -> Verdict:
+def _judge(parameters: Parameters, reference: Artifact, artifact: Artifact, folder: Path) -> Verdict:
+    latency = artifact.latency[0]
     drop = reference.dev_metric - artifact.dev_metric
     weight = largest_signed_weight(folder / artifact.file)
     reasons = []
@@ -234,7 +230,7 @@ def _judge(parameters: Parameters, reference: Artifact, artifact: Artifact, text
         dev_metric=artifact.dev_metric,
         agreement=artifact.agreement,
         batch_invariant=artifact.batch_invariant,
-        p50_ms=artifact.latency[0].p50_ms,
-        text_ms=text_ms,
+        p50_ms=latency.p50_ms,
+        busy_ms=latency.p50_ms if latency.busy_ms is None else latency.busy_ms,
         rejected="; ".join(reasons),
     )

@@ -134,7 +134,7 @@ def _candidates(candidates: list[dict[str, Any]]) -> str:
             "ms a text under load",
             "rejected because",
         ],
-        [[entry["method"], *_worth(entry), f"{entry['text_ms']:.2f}", entry["rejected"]] for entry in candidates],
+        [[entry["method"], *_worth(entry), f"{entry['busy_ms']:.2f}", entry["rejected"]] for entry in candidates],
     )
 
 

@@ -48,6 +48,8 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
     Example: successor study my-study.yaml --cell sst2/theseus/seed1
     """
     whole = load_study(file, changes or ())
+    if task is not None and task not in whole.tasks:
+        raise StudyError(f"--task: no task {task!r}: there are {', '.join(whole.tasks)}")
     records = Results(results or file.with_suffix(""))
     progress = ConsoleProgress()
     bench = Bench(whole, records, work or cache_folder() / "studies" / whole.name, progress)
@@ -55,8 +57,6 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         _one_cell(whole, records, bench, cell, as_json=as_json)
         return
     if not report_only:
-        if task is not None and task not in whole.tasks:
-            raise StudyError(f"--task: no task {task!r}: there are {', '.join(whole.tasks)}")
         _fill(whole, records, bench, progress, task, next_only=next_only)
     report = write_study_report(whole, records)
     if as_json:
