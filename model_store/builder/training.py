@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -266,6 +267,8 @@ def _arguments(parameters: TrainingParameters, context: StepContext) -> Training
     mixed = parameters.precision == "bfloat16"
     if mixed and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError("precision: this GPU does not compute in bfloat16: use float32")
+    # The arguments leave their precision there, and the next ones would take it for a wish of the user's.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     arguments = TrainingArguments(
         output_dir=str(context.scratch),
         bf16=mixed,
