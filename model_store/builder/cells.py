@@ -51,10 +51,8 @@ class Bench:
         check_installation()
         with exclusive(self._runner.work), _torch_threads(self._study.threads):
             self._note_task(unit.task)
-            arms = {PREDECESSOR} if isinstance(unit, Trial) else {PREDECESSOR, unit.arm}
-            for arm in sorted(arms, key=lambda arm: arm != PREDECESSOR):
-                if not (isinstance(unit, Trial) and unit.arm == PREDECESSOR):
-                    self._search(unit.task, arm)
+            for arm in _searched_before(unit):
+                self._search(unit.task, arm)
             return self._try(unit) if isinstance(unit, Trial) else self._measure(unit)
 
     def keep(self, unit: Cell | Trial, record: Record) -> None:
@@ -163,8 +161,8 @@ class Bench:
 
     def _refuse_others(self, task: str) -> None:
         """Refuse to go on from records of other data, weights or steps: they can't be compared."""
-        for unit in self._study.units():
-            if unit.task != task or self._undecided(unit):
+        for unit in self._study.units(task):
+            if self._undecided(unit):
                 continue
             record = self._results.read(self._results.path(unit))
             if record is not None and record["key"] != self._key(self._plan(task, self._recipe(unit)), unit.arm):
@@ -174,12 +172,10 @@ class Bench:
                 )
 
     def _undecided(self, unit: Cell | Trial) -> bool:
-        """It is a cell whose rates are not chosen: a rate was added to the study, or a trial's record is gone."""
-        arms = {PREDECESSOR} if isinstance(unit, Trial) else {PREDECESSOR, unit.arm}
-        if isinstance(unit, Trial) and unit.arm == PREDECESSOR:
-            return False
+        """It rests on a rate that is not chosen: one was added to the study, or a trial's record is gone."""
         return any(
-            self._study.rates_of(arm) and self._results.rate(self._study, unit.task, arm) is None for arm in arms
+            self._study.rates_of(arm) and self._results.rate(self._study, unit.task, arm) is None
+            for arm in _searched_before(unit)
         )
 
     def _trained(self, plan: Plan, arm: str) -> Chain:
@@ -224,6 +220,13 @@ class Bench:
             "targets": compacted(targets),
         }
         self._results.write(path, record)
+
+
+def _searched_before(unit: Cell | Trial) -> list[str]:
+    """The arms whose learning rates a unit rests on, in the order in which they are searched."""
+    if isinstance(unit, Trial):
+        return [] if unit.arm == PREDECESSOR else [PREDECESSOR]
+    return [PREDECESSOR] if unit.arm == PREDECESSOR else [PREDECESSOR, unit.arm]
 
 
 def _steps(plan: Plan, arm: str, study: Study) -> tuple[StepParameters, ...]:

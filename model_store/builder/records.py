@@ -63,9 +63,9 @@ class Results:
             return rates[0]
         return max(rates, key=scores.__getitem__) if rates and len(scores) == len(rates) else None
 
-    def missing(self, study: Study) -> list[Cell | Trial]:
-        """What has no record yet, in the order of work."""
-        return [unit for unit in study.units() if not self.path(unit).exists()]
+    def missing(self, study: Study, task: str | None = None) -> list[Cell | Trial]:
+        """What has no record yet, of `task` or of all, in the order of work."""
+        return [unit for unit in study.units(task) if not self.path(unit).exists()]
 
     def seconds_left(self, study: Study, task: str | None = None) -> float | None:
         """How long the missing units of `task`, or of all, will take, judged by those of the same arm and kind.
@@ -87,11 +87,7 @@ class Results:
                     spent.setdefault(group, []).append(float(record["seconds"]))
         if not spent:
             return None
-        alike = (
-            next(group for group in groups(unit) if group in spent)
-            for unit in self.missing(study)
-            if task in {None, unit.task}
-        )
+        alike = (next(group for group in groups(unit) if group in spent) for unit in self.missing(study, task))
         return sum(float(np.mean(spent[group])) for group in alike)
 
 

@@ -118,10 +118,12 @@ class Study(Knobs):
         rates = self.rates_of(arm)
         return [Trial(task, arm, rate) for rate in rates] if len(rates) > 1 else []
 
-    def units(self) -> list[Cell | Trial]:
-        """All there is to do, in order: before an arm's first cell on a task, its trials."""
+    def units(self, task: str | None = None) -> list[Cell | Trial]:
+        """All there is to do, on `task` or on all, in order: before an arm's first cell on a task, its trials."""
         units: list[Cell | Trial] = []
         for cell in self.cells():
+            if task not in {None, cell.task}:
+                continue
             if cell.seed == self.search_seed:
                 units += self.trials(cell.task, cell.arm)
             units.append(cell)

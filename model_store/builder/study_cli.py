@@ -68,9 +68,9 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
 def _fill(  # noqa: PLR0913 - the command's parts
     study: Study, records: Results, bench: Bench, progress: Progress, task: str | None, *, next_only: bool
 ) -> None:
-    while missing := [unit for unit in records.missing(study) if task in {None, unit.task}]:
+    while missing := records.missing(study, task):
         left = records.seconds_left(study, task)
-        total = sum(task in {None, unit.task} for unit in study.units())
+        total = len(study.units(task))
         time_left = "" if left is None else f", about {_duration(left)} left"
         progress.note(f"{study.name}: {total - len(missing)} of {total} done{time_left}; next is {missing[0]}")
         bench.keep(missing[0], bench.compute(missing[0]))

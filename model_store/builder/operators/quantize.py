@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -17,14 +17,7 @@ Candidate = Literal[
     "static-u8s8-const",
     "static-qdq-u8u8",
 ]
-ALL_CANDIDATES: tuple[Candidate, ...] = (
-    "per-token-u8s8",
-    "dynamic-u8s8",
-    "dynamic-u8u8",
-    "static-u8s8",
-    "static-u8s8-const",
-    "static-qdq-u8u8",
-)
+ALL_CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
 
 
 class Parameters(StepParameters):
