@@ -13,6 +13,9 @@ from tokenizers import Tokenizer
 
 from model_store.errors import ClassifierError, InvalidTextError, TextTooLongError
 from model_store.manifest import InputContract, Side
+from model_store.words import KnownWords
+
+_EXAMPLE = "a text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,9 @@ class TextEncoder:
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._words = KnownWords(self._tokenizer)
         self._contract = contract
+        self._frame = _frame(self._tokenizer, pair=contract.pair)
         self._room = contract.max_length - self._tokenizer.num_special_tokens_to_add(contract.pair)
 
     def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
@@ -58,29 +63,44 @@ class TextEncoder:
             TextTooLongError: more tokens than `max_length` and `truncate` is false.
         """
         self._check(item)
-        try:
-            texts = [item.text] if item.text_pair is None else [item.text, item.text_pair]
-            # `fast` leaves out where in the text each token came from, which nobody asks for here.
-            first, *rest = (self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0] for text in texts)
-        except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
-            reason = " ".join(str(error).split())
-            raise InvalidTextError(f"the text can't be tokenised: {reason}") from error
-        second = rest[0] if rest else None
-        lengths = (len(first), 0 if second is None else len(second))
-        too_long = sum(lengths) > self._room
+        sequences = [self._ids(item.text)]
+        if item.text_pair is not None:
+            sequences.append(self._ids(item.text_pair))
+        tokens = sum(map(len, sequences))
+        too_long = tokens > self._room
         if too_long and not truncate:
-            tokens = sum(lengths) + self._contract.max_length - self._room
+            tokens += self._contract.max_length - self._room
             raise TextTooLongError(
                 f"the text has {tokens} tokens and the model reads {self._contract.max_length}:"
                 " shorten it or allow truncation"
             )
         if too_long:
-            keep = longest_first(*lengths, self._room)
-            for encoding, count in zip((first, second), keep, strict=True):
-                if encoding is not None:
-                    encoding.truncate(count, direction=side or self._contract.truncation_side)
-        whole = self._tokenizer.post_process(first, second)
-        return EncodedText(whole.ids, whole.type_ids, truncated=too_long)
+            cut_left = (side or self._contract.truncation_side) == "left"
+            kept = longest_first(len(sequences[0]), tokens - len(sequences[0]), self._room)
+            sequences = [
+                ids[len(ids) - count :] if cut_left else ids[:count]
+                for ids, count in zip(sequences, kept, strict=False)
+            ]
+        input_ids: list[int] = []
+        token_type_ids: list[int] = []
+        for sequence, special, kind in self._frame:
+            ids = special if sequence is None else sequences[sequence]
+            input_ids += ids
+            token_type_ids += [kind] * len(ids)
+        return EncodedText(input_ids, token_type_ids, truncated=too_long)
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens, whole."""
+        try:
+            known = self._words.ids(text)
+            if known is not None:
+                return known
+            # `fast` leaves out where in the text each token came from, which nobody asks for here.
+            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
+            reason = " ".join(str(error).split())
+            raise InvalidTextError(f"the text can't be tokenised: {reason}") from error
+        return ids
 
     def _check(self, item: TextItem) -> None:
         if (item.text_pair is not None) != self._contract.pair:
@@ -88,6 +108,28 @@ class TextEncoder:
             raise InvalidTextError(f"this model reads {wanted}")
         if not item.text.strip() or (item.text_pair is not None and not item.text_pair.strip()):
             raise InvalidTextError("the text is empty")
+
+
+_Part = tuple[int | None, list[int], int]
+"""A sequence's number, or None and special tokens; and the token type of either."""
+
+
+def _frame(tokenizer: Tokenizer, *, pair: bool) -> list[_Part]:
+    """The order of sequences and special tokens in what the model reads: that of a short example.
+
+    Raises:
+        ClassifierError: the tokenizer gives an ordinary text no tokens.
+    """
+    example = tokenizer.encode(_EXAMPLE, _EXAMPLE if pair else None)
+    frame: list[_Part] = []
+    for token, kind, sequence in zip(example.ids, example.type_ids, example.sequence_ids, strict=True):
+        if sequence is None:
+            frame.append((None, [token], kind))
+        elif not any(sequence == earlier for earlier, _, _ in frame):
+            frame.append((sequence, [], kind))
+    if sum(sequence is not None for sequence, _, _ in frame) != 1 + pair:
+        raise ClassifierError(f"the tokenizer has no tokens for {_EXAMPLE!r}: it can't read ordinary texts")
+    return frame
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -44,7 +44,9 @@ class Reference:
         return TextEncoder(self.file, InputContract(pair=pair, max_length=max_length, truncation_side=side))
 
     def check(self, item: TextItem, side: Side) -> None:
-        ours = self.ours(pair=item.text_pair is not None, side=side).encode(item)
+        encoder = self.ours(pair=item.text_pair is not None, side=side)
+        ours = encoder.encode(item)
+        assert encoder.encode(item) == ours  # its words are known now
         self.transformers.truncation_side = side
         theirs = self.transformers(
             item.text,
