@@ -118,12 +118,14 @@ class OnnxClassifier:
         return np.asarray(logits)
 
     def _feeds(self, batch: Sequence[EncodedText]) -> dict[str, NDArray[np.int64]]:
-        shape = (len(batch), max(map(len, batch)))
-        ids, mask, types = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for row, item in enumerate(batch):
-            ids[row, : len(item)] = item.input_ids
-            mask[row, : len(item)] = 1
-            types[row, : len(item)] = item.token_type_ids
+        lengths = [len(item) for item in batch]
+        shape = (len(batch), max(lengths))
+        ids, types = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for row, (item, length) in enumerate(zip(batch, lengths, strict=True)):
+            ids[row, :length] = item.input_ids
+            if any(item.token_type_ids):
+                types[row, :length] = item.token_type_ids
+        mask = (np.arange(shape[1]) < np.array(lengths)[:, np.newaxis]).astype(np.int64)
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         return {name: feeds[name] for name in self._inputs}
 

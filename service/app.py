@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from service.api import operations
 from service.api.access_schema import SECURITY_SCHEMES, add_access
 from service.api.common import Reply, Service, explain
 from service.api.dialects import TABLE
-from service.api.endpoint import refuse_method
+from service.api.endpoint import Found, refuse_method
 from service.api.envelope import Envelope
 from service.api.reference import describe
 from service.control import Control
@@ -180,23 +180,22 @@ class Application(FastAPI):
         """Answer a request, or run the lifespan."""
         await (self.outermost or self.answer)(scope, receive, send)
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Send what a dialect's table has straight there, everything else through FastAPI."""
         found = TABLE.find(scope["path"]) if scope["type"] == "http" else None
         if found is None:
-            await super().__call__(scope, receive, send)
-        else:
-            scope["found"] = found
-            await _short_way(scope, receive, send)
+            return super().__call__(scope, receive, send)
+        scope["found"] = found
+        return _short_way(scope, receive, send)
 
 
-async def _answer_from_table(scope: Scope, receive: Receive, send: Send) -> None:
-    endpoints, parameters = scope["found"]
+def _answer_from_table(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    found: Found = scope["found"]
+    endpoints, parameters = found
     endpoint = endpoints.get(scope["method"])
     if endpoint is None:
-        await refuse_method(endpoints, scope, send)
-    else:
-        await endpoint.answer(scope, receive, send, parameters)
+        return refuse_method(endpoints, scope, send)
+    return endpoint.answer(scope, receive, send, parameters)
 
 
 _short_way = Envelope(_answer_from_table, TABLE.dialect_of)

@@ -179,6 +179,7 @@ class Engine:
         for job in list(self._jobs):
             self._end(job, ShuttingDownError("the server went down before the answer: send the request to another"))
         await asyncio.to_thread(self._pool.close, _CLOSE_TIMEOUT_S)
+        self._metrics.flush()
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         """Call back on the event loop, from a worker."""

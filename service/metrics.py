@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -19,17 +21,32 @@ _MODEL = ("model", "version")
 _RESTART_REASONS = ("died", "stuck")
 
 
+_Kept = deque[tuple[Callable[[float], None], float]]
+
+
+class Observations:
+    """What goes into one histogram, kept until `Metrics.flush`: a request pays for no more than that."""
+
+    def __init__(self, histogram: Histogram, kept: _Kept) -> None:
+        self._into = histogram.observe
+        self._kept = kept
+
+    def observe(self, value: float) -> None:
+        """Keep one value."""
+        self._kept.append((self._into, value))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInstruments:
     """One version's series, looked up once so that a request pays for no lookup."""
 
-    total: Histogram
-    queue: Histogram
-    tokenisation: Histogram
-    inference: Histogram
-    batch_texts: Histogram
-    batch_tokens: Histogram
-    padding: Histogram
+    total: Observations
+    queue: Observations
+    tokenisation: Observations
+    inference: Observations
+    batch_texts: Observations
+    batch_tokens: Observations
+    padding: Observations
     texts: Counter
     failures: Counter
     last: Gauge
@@ -44,6 +61,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._kept: _Kept = deque()
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = _MODEL) -> Histogram:
             return Histogram(name, text, labels, buckets=buckets, registry=registry)
@@ -88,13 +106,13 @@ class Metrics:
         """The series of one version."""
         values = (name, str(version))
         return ModelInstruments(
-            total=self.total.labels(*values),
-            queue=self.queue.labels(*values),
-            tokenisation=self.tokenisation.labels(*values),
-            inference=self.inference.labels(*values),
-            batch_texts=self.batch_texts.labels(*values),
-            batch_tokens=self.batch_tokens.labels(*values),
-            padding=self.padding.labels(*values),
+            total=Observations(self.total.labels(*values), self._kept),
+            queue=Observations(self.queue.labels(*values), self._kept),
+            tokenisation=Observations(self.tokenisation.labels(*values), self._kept),
+            inference=Observations(self.inference.labels(*values), self._kept),
+            batch_texts=Observations(self.batch_texts.labels(*values), self._kept),
+            batch_tokens=Observations(self.batch_tokens.labels(*values), self._kept),
+            padding=Observations(self.padding.labels(*values), self._kept),
             texts=self.texts.labels(*values),
             failures=self.failures.labels(*values),
             last=self.last.labels(*values),
@@ -113,7 +131,17 @@ class Metrics:
             if "version" in sample.labels and "le" not in sample.labels
         }
 
+    def flush(self) -> None:
+        """Put what was observed into its histograms; safe to call from any thread."""
+        while self._kept:
+            try:
+                into, value = self._kept.popleft()
+            except IndexError:  # another thread took the last
+                return
+            into(value)
+
     def _collected(self) -> CollectorRegistry:
+        self.flush()
         if MULTIPROCESS_VARIABLE not in os.environ:
             return self._registry
         every_process = CollectorRegistry()
@@ -121,6 +149,7 @@ class Metrics:
         return every_process
 
     def sample(self, queue_depth: int) -> None:
-        """Set the gauges that are read rather than counted."""
+        """Set the gauges that are read rather than counted, and flush."""
+        self.flush()
         self.queue_depth.set(queue_depth)
         self.resident_bytes.set(self._process.memory_info().rss)

@@ -6,10 +6,11 @@ import asyncio
 from http import HTTPStatus
 from typing import Any, NoReturn
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from model_store.errors import SuccessorError
-from service.api.common import Connection, Service, explain
+from service.api.common import WHOLE, Connection, Headers, Service, explain
 from service.api.dialects import TABLE
 from service.errors import (
     BodyTooLargeError,
@@ -27,71 +28,55 @@ _LINGER_BYTES = 2**20
 _WIRE_SHARE = 2
 
 
-class CorkedTransport(asyncio.Transport):
-    """Writes once what is written within one turn of the event loop.
+class Sender:
+    """What an application sends an answer with: ASGI's messages, and, where the first has the whole body, one write.
 
-    uvicorn writes an answer's head and its body separately. Two system calls, each of which wakes the client, cost more
-    than everything else that the server does for a short request.
+    uvicorn writes head and body separately. Two system calls, each of which wakes the client, cost more than everything
+    else that the server does for a short request.
+
+    Args:
+        cycle: uvicorn's own part of the request.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
-        self._ended = False
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep the bytes until the event loop's next turn; nothing may follow the end."""
-        if self._ended:
+    async def __call__(self, message: Message) -> None:
+        """Send a message.
+
+        Raises:
+            RuntimeError: a header has an end of line in it, or the answer was sent already.
+        """
+        cycle = self._cycle
+        body: bytes | None = message.get(WHOLE)
+        if body is None or cycle.response_started:
+            await cycle.send(message)  # type: ignore[arg-type]
             return
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(bytes(data))
-
-    def close(self) -> None:
-        """Close once everything is written."""
-        self._flush()
-        self._transport.close()
-
-    def can_write_eof(self) -> bool:
-        """Whether one side alone can be closed; with TLS it can't."""
-        return self._transport.can_write_eof()
-
-    def write_eof(self) -> None:
-        """Close the writing side once everything is written."""
-        self._flush()
-        self._ended = True
-        self._transport.write_eof()
-
-    def abort(self) -> None:
-        """Close now, whatever is not written yet."""
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        """The connection is closed or about to be."""
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
-        """What is known about the connection."""
-        return self._transport.get_extra_info(name, default)
-
-    def pause_reading(self) -> None:
-        """Let the client wait."""
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on."""
-        self._transport.resume_reading()
-
-    def _flush(self) -> None:
-        if self._parts:
-            self._transport.write(b"".join(self._parts))
-            self._parts.clear()
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        headers: Headers = [*cycle.default_headers, *message["headers"]]
+        if (b"connection", b"close") in headers:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            headers.append((b"connection", b"close"))
+        head = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if head.count(b"\n") != len(headers):
+            raise RuntimeError("a header of an answer has an end of line in it")
+        if cycle.scope["method"] == "HEAD":
+            body = b""
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[message["status"]], head, body))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol on corked transports.
+    """uvicorn's HTTP protocol, with a `Sender`.
 
     It drops what a client has asked for when it hangs up, and lets no client hold a connection without asking: now and
     then, one sweep over all connections looks at how long each was waited for, so that requests need no timers.
@@ -109,7 +94,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal: SuccessorError | None = None  # why the connection ends; what comes then is thrown away
         self.url = b""
         self.app_state = {**self.app_state, "connection": self._connection}
-        super().connection_made(CorkedTransport(transport))
+        super().connection_made(transport)
         # An operator gets in where others are too many.
         at_operations = self.server is not None and self.server[1] == self._service.operations_port
         self._excess = len(self.connections) > self._service.settings.max_connections and not at_operations
@@ -161,6 +146,10 @@ class Protocol(HttpToolsProtocol):
         self._request_bytes = 0
         self._since = self.loop.time()
         super().on_message_begin()
+        self.scope["extensions"] = {WHOLE: {}}
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - see Sender for its types
+        super()._start_asgi_task(cycle, lambda scope, receive, _: app(scope, receive, Sender(cycle)))
 
     def on_message_complete(self) -> None:
         """Note that it has arrived."""
@@ -251,6 +240,9 @@ class Protocol(HttpToolsProtocol):
             # The answer would be taken for that of an earlier request.
             self.transport.abort()
             return
+        if last is not None and last.scope is self.scope:
+            last.disconnected = True  # whatever the application still says is not written
+            last.message_event.set()
         dialect = TABLE.dialect_of(self.url.partition(b"?")[0].decode("latin-1"))
         self._service.metrics.refusals.labels(outcome_of(error).code).inc()
         reply = explain(error, dialect)

@@ -410,7 +410,9 @@ def test_batches_are_counted() -> None:
     async def scenario() -> None:
         async with bench() as it:
             registry = CollectorRegistry()
-            await it.submit(served(metrics=Metrics(registry)), "one two three").future
+            metrics = Metrics(registry)
+            await it.submit(served(metrics=metrics), "one two three").future
+            metrics.flush()
             for name, expected in {
                 "batch_texts_sum": 1,
                 "batch_tokens_sum": 5,

@@ -7,10 +7,12 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from model_store.manifest import ModelId
@@ -169,7 +171,7 @@ def test_the_rest_of_a_request_that_was_refused_is_not_waited_for_and_not_answer
 def test_a_request_that_the_server_works_on_is_waited_for(listening: Listening) -> None:
     async def hold() -> None:
         """Read and sweep in one turn of the loop: nothing can be answered before."""
-        transport = _Discarding()
+        transport = _Kept()
         protocol = Protocol(config, ServerState(), {"service": listening.client.service})
         protocol.connection_made(transport)
         protocol.data_received(WHOLE + WHOLE)
@@ -181,21 +183,28 @@ def test_a_request_that_the_server_works_on_is_waited_for(listening: Listening) 
     asyncio.run_coroutine_threadsafe(hold(), listening.client.loop).result(20)
 
 
-class _Discarding(asyncio.Transport):
-    """Takes what is written; says whether it was closed, and how."""
+class _Kept(asyncio.Transport):
+    """Keeps what is written; says whether it was closed, and how."""
 
     def __init__(self) -> None:
         super().__init__()
         self.closed = ""
+        self.written: list[bytes] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        pass
+        self.written.append(bytes(data))
 
     def pause_reading(self) -> None:
         pass
 
+    def resume_reading(self) -> None:
+        pass
+
     def is_closing(self) -> bool:
         return bool(self.closed)
+
+    def can_write_eof(self) -> bool:
+        return False
 
     def close(self) -> None:
         self.closed = "gently"
@@ -206,7 +215,7 @@ class _Discarding(asyncio.Transport):
 
 def test_a_client_that_does_not_read_its_last_answer_is_cut_off(listening: Listening) -> None:
     async def scenario() -> None:
-        transport = _Discarding()
+        transport = _Kept()
         protocol = Protocol(config, ServerState(), {"service": listening.client.service})
         protocol.connection_made(transport)
         now = listening.client.loop.time()
@@ -216,6 +225,123 @@ def test_a_client_that_does_not_read_its_last_answer_is_cut_off(listening: Liste
 
     config = uvicorn.Config(lambda *_: None, ws="none", lifespan="off", log_config=None)
     asyncio.run_coroutine_threadsafe(scenario(), listening.client.loop).result(20)
+
+
+# Answers
+
+
+def answered(
+    listening: Listening,
+    app: ASGIApp,
+    sent: bytes = b"GET / HTTP/1.1\r\n\r\n",
+    before: Callable[[Protocol], None] = lambda _: None,
+) -> _Kept:
+    """What an application has written to one client; `before` it begins, and once the request is there."""
+    transport = _Kept()
+
+    async def scenario() -> None:
+        protocol = Protocol(config, ServerState(), {"service": listening.client.service})
+        protocol.connection_made(transport)
+        protocol.data_received(sent)
+        before(protocol)
+        await asyncio.gather(*protocol.tasks)
+
+    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, interface="asgi3")
+    config.load()
+    asyncio.run_coroutine_threadsafe(scenario(), listening.client.loop).result(20)
+    return transport
+
+
+def saying(*messages: dict[str, Any]) -> ASGIApp:
+    """An application that sends these messages."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+def whole(*headers: tuple[bytes, bytes], body: bytes = b"hello") -> dict[str, Any]:
+    length = (b"content-length", b"%d" % len(body))
+    return {"type": "http.response.start", "status": 200, "headers": [length, *headers], "successor.body": body}
+
+
+def test_a_whole_answer_is_one_write(listening: Listening) -> None:
+    transport = answered(listening, saying(whole((b"x-colour", b"red"))))
+    assert transport.written == [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-colour: red\r\n\r\nhello"]
+    assert not transport.closed
+
+
+def test_an_answer_in_pieces_is_written_as_asgi_says(listening: Listening) -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    parts: list[dict[str, Any]] = [{"type": "http.response.body", "body": b"a", "more_body": True}]
+    transport = answered(listening, saying(start, *parts, {"type": "http.response.body", "body": b"b"}))
+    assert b"".join(transport.written) == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab"
+
+
+@pytest.mark.parametrize(
+    ("sent", "headers"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", []),
+        (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", []),
+        (b"GET / HTTP/1.1\r\n\r\n", [(b"connection", b"close")]),
+    ],
+)
+def test_a_whole_answer_that_is_the_last_says_so_and_closes(
+    listening: Listening, sent: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    transport = answered(listening, saying(whole(*headers)), sent)
+    assert transport.written == [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"]
+    assert transport.closed == "gently"
+
+
+def test_a_whole_answer_to_head_has_no_body(listening: Listening) -> None:
+    transport = answered(listening, saying(whole()), b"HEAD / HTTP/1.1\r\n\r\n")
+    assert transport.written == [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"]
+
+
+@pytest.mark.parametrize("header", [(b"x-colour", b"red\r\nx-more: 1"), (b"x\n", b"1")])
+def test_a_header_cannot_begin_another(listening: Listening, header: tuple[bytes, bytes]) -> None:
+    assert answered(listening, saying(whole(header))).written[0].startswith(b"HTTP/1.1 500 ")
+
+
+def test_nothing_is_written_to_a_client_that_has_gone(listening: Listening) -> None:
+    assert answered(listening, saying(whole()), before=lambda protocol: protocol.connection_lost(None)).written == []
+
+
+def test_a_whole_answer_waits_until_the_client_reads(listening: Listening) -> None:
+    def pause(protocol: Protocol) -> None:
+        protocol.pause_writing()
+        protocol.loop.call_later(0.01, read_on, protocol)
+
+    def read_on(protocol: Protocol) -> None:
+        assert isinstance(protocol.transport, _Kept)
+        seen.append(len(protocol.transport.written))
+        protocol.resume_writing()
+
+    seen: list[int] = []
+    transport = answered(listening, saying(whole()), before=pause)
+    assert (seen, len(transport.written)) == ([0], 1)
+
+
+def test_a_second_answer_is_an_error_of_the_application(listening: Listening) -> None:
+    transport = answered(listening, saying(whole(), whole()))
+    assert len(transport.written) == 1
+    assert transport.closed == "gently"
+
+
+def test_a_classification_is_one_write(listening: Listening) -> None:
+    (written,) = answered(listening, create_app(load_settings()), WHOLE).written
+    assert written.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert json.loads(written.partition(b"\r\n\r\n")[2])["model"] == "tiny@1"
+
+
+def test_a_refusal_ends_what_the_application_still_says(listening: Listening) -> None:
+    head = b"GET /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n"
+    transport = answered(listening, saying(whole()), head, before=lambda protocol: protocol.send_400_response(""))
+    assert len(transport.written) == 1
+    assert transport.written[0].startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(

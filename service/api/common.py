@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 MAX_TIMEOUT_S = 3_600.0
+
+WHOLE = "successor.body"
+"""An extension of ASGI: the message that starts an answer may have all of its body under this key, and ends it then."""
 
 
 @dataclass(slots=True)
@@ -181,12 +184,16 @@ def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
     return Reply(status, body, headers)
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
-    """Send an answer."""
+async def send_reply(scope: Scope, send: Send, reply: Reply) -> None:
+    """Send an answer, in one message where the server takes that."""
     length = b"%d" % len(reply.body)
-    start: Headers = [(b"content-type", reply.content_type), (b"content-length", length), *reply.headers]
-    await send({"type": "http.response.start", "status": reply.status, "headers": start})
-    await send({"type": "http.response.body", "body": reply.body})
+    headers: Headers = [(b"content-type", reply.content_type), (b"content-length", length), *reply.headers]
+    start = {"type": "http.response.start", "status": reply.status, "headers": headers}
+    if WHOLE in scope.get("extensions", ()):
+        await send({**start, WHOLE: reply.body})
+    else:
+        await send(start)
+        await send({"type": "http.response.body", "body": reply.body})
 
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:

@@ -64,14 +64,14 @@ class Call:
         request_id: bytes = self.scope["state"]["request_id"]
         return request_id.decode()
 
-    async def body(self) -> bytes:
+    def body(self) -> Awaitable[bytes]:
         """Its whole body, within the server's limit; see `read_body`."""
-        return await read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
+        return read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
 
-    async def admitted_body(self) -> bytes:
+    def admitted_body(self) -> Awaitable[bytes]:
         """The body of a request for work, which is refused before it is read if the queue is full."""
         self.service.engine.check_admission()
-        return await self.body()
+        return self.body()
 
     def deadline(self, *, within_s: float | None = None) -> float:
         """When its answer must have been computed, by its headers or, if sooner, `within_s` after it came."""
@@ -182,12 +182,16 @@ def origin_headers(answered: Answered) -> Headers:
 
 def timing_headers(answered: Answered) -> Headers:
     """Who answered, and the milliseconds it took; of several texts the longest wait and run, and all tokenisation."""
-    answers = answered.answers
+    queue_s = tokenisation_s = inference_s = 0.0
+    for answer in answered.answers:
+        queue_s = max(queue_s, answer.queue_s)
+        tokenisation_s += answer.tokenisation_s
+        inference_s = max(inference_s, answer.inference_s)
     return [
         *origin_headers(answered),
-        (b"x-queue-time", b"%.3f" % (1e3 * max(answer.queue_s for answer in answers))),
-        (b"x-tokenization-time", b"%.3f" % (1e3 * sum(answer.tokenisation_s for answer in answers))),
-        (b"x-inference-time", b"%.3f" % (1e3 * max(answer.inference_s for answer in answers))),
+        (b"x-queue-time", b"%.3f" % (1e3 * queue_s)),
+        (b"x-tokenization-time", b"%.3f" % (1e3 * tokenisation_s)),
+        (b"x-inference-time", b"%.3f" % (1e3 * inference_s)),
         (b"x-total-time", b"%.3f" % (1e3 * answered.total_s)),
     ]
 
@@ -217,7 +221,7 @@ class Endpoint:
         """Answer one request; every expected error is answered in the dialect's shape."""
         service: Service = scope["state"]["service"]
         connection: Connection = scope["state"].get("connection", NOWHERE)
-        headers = dict(scope["headers"])
+        headers: dict[bytes, bytes] = scope["state"]["headers"]
         try:
             call = Call(service, scope, receive, headers, parameters, connection, service.engine.clock())
             if self.permission is not None:
@@ -231,7 +235,7 @@ class Endpoint:
             if isinstance(error, ClientGoneError):
                 return
             reply = explain(error, self.dialect)
-        await send_reply(send, reply)
+        await send_reply(scope, send, reply)
 
 
 Found = tuple[dict[str, Endpoint], tuple[str, ...]]
@@ -300,4 +304,4 @@ async def refuse_method(endpoints: dict[str, Endpoint], scope: Scope, send: Send
     dialect = next(iter(endpoints.values())).dialect
     status, body = dialect.show(ROUTING[405], f"{scope['method']} is not allowed here: see /docs", None)
     headers: Headers = [(b"allow", allowed.encode())]
-    await send_reply(send, Reply(status, body, headers))
+    await send_reply(scope, send, Reply(status, body, headers))

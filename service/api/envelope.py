@@ -42,6 +42,7 @@ class Envelope:
         fits = 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable()
         request_id = given if fits else service.next_request_id().encode()
         scope["state"]["request_id"] = request_id
+        scope["state"]["headers"] = headers
         status = 0
         caller = headers.get(b"traceparent")
         traceparent = None if caller is None else continued(caller)
@@ -66,13 +67,13 @@ class Envelope:
             if not encoding or encoding.lower() == b"identity":
                 await self._app(scope, receive, send_on)
             else:
-                await send_reply(send_on, self._refuse(service, _unsupported(encoding), scope["path"]))
+                await send_reply(scope, send_on, self._refuse(service, _unsupported(encoding), scope["path"]))
         except Exception:
             log.exception("unexpected error", path=scope["path"], request_id=request_id.decode())
             if status:
                 raise
             message = "the server failed in a way that it did not expect: its log has the details"
-            await send_reply(send_on, Reply(*self._dialect_of(scope["path"]).show(UNEXPECTED, message, None)))
+            await send_reply(scope, send_on, Reply(*self._dialect_of(scope["path"]).show(UNEXPECTED, message, None)))
         finally:
             if span is not None:
                 span.end(_name_of(scope), status)

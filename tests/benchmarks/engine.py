@@ -71,7 +71,7 @@ class EngineAlone:
 
         Args:
             arrangement: how.
-            seconds: no batch is begun later.
+            seconds: no batch is begun later, but each caller's first.
             tokenise: make the ids anew for each text, instead of having them prepared.
         """
         classifier = self.classifiers[arrangement.threads]
@@ -84,7 +84,7 @@ class EngineAlone:
         def call() -> None:
             nonlocal done
             count = 0
-            while perf_counter() - start < seconds:
+            while count == 0 or perf_counter() - start < seconds:
                 with lock:
                     batch = next(batches)
                 run(classifier, self.subject, batch)
