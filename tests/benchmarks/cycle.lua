@@ -17,6 +17,7 @@ end
 
 function done(summary, latency, per_thread)
   local errors = summary.errors
-  io.write(string.format('\n{"requests": %d, "seconds": %.6f, "bad": %d, "lost": %d}\n',
-    summary.requests, summary.duration / 1e6, errors.status, errors.connect + errors.read + errors.write + errors.timeout))
+  io.write(string.format('\n{"requests": %d, "seconds": %.6f, "bad": %d, "lost": %d, "p50_ms": %.3f}\n',
+    summary.requests, summary.duration / 1e6, errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout, latency:percentile(50) / 1e3))
 end

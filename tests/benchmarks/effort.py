@@ -14,7 +14,7 @@ class Effort:
     rounds: int = 6
     round_seconds: float = 4.0
     peer_seconds: float = 4.0
-    lone_blocks: int = 20
+    lone_blocks: int = 12
     arrivals_seconds: float = 20.0
     overload_seconds: float = 10.0
     swaps: int = 20

@@ -12,8 +12,6 @@ from time import perf_counter
 import numpy as np
 
 from model_store.encoding import TextItem
-from model_store.statistics import ratio_of_medians
-from service.comparison import load
 from tests.benchmarks.ceiling import share_of_engine
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import SAME_LOGITS, Arrangement, EngineAlone
@@ -27,7 +25,7 @@ from tests.benchmarks.wrk import drive
 PLAIN_BAR = 1.15
 LONE_BAR = 1.15
 LONE_EXTRA_MS = 0.7
-_LONE_BLOCK = 20
+_LONE_BLOCK = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ def measure_throughput(
             share = share_of_engine(engine, connections, cores)
             name = f"a service without overhead at {connections} connections ÷ engine"
             report.add(Figure(subject.label, name, share, note="simulated with measured calls"))
-        load.run(_measure_lone_latency(engine, served, effort, report))
+        _measure_lone_latency(engine, served, effort, report)
     return Rates(float(np.mean(rates["engine"])), float(np.mean(rates["service, 16"])))
 
 
@@ -155,35 +153,32 @@ def _report_rates(
         report.add(Figure(subject.label, name, ratio.value, interval=ratio.interval, bar=at_least(PLAIN_BAR)))
 
 
-async def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, report: Report) -> None:
+def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, report: Report) -> None:
     """Median of a lone request over HTTP against the fastest single call in this process, on the same texts in turns.
 
     Turns are blocks: a request that follows a call into another copy of the weights would find none of its own in the
     processor's caches.
     """
     label, texts = engine.subject.label, engine.subject.texts
-    requests = served.requests()
-    columns: dict[str, list[float]] = {}
-    async with load.Client(served.server.url, 1) as client:
-        for block in range(-1, effort.lone_blocks):
-            indices = [(block * _LONE_BLOCK + step) % len(texts) for step in range(_LONE_BLOCK)]
-            taken = {"service": [(await client.ask(requests[index])).latency for index in indices]}
-            for threads, classifier in engine.classifiers.items():
-                encode = [_timed(partial(classifier.encode, TextItem(texts[index]))) for index in indices]
-                taken[f"call with {threads} threads"] = [
-                    _timed(partial(classifier.run, [engine.subject.encoded[index]])) for index in indices
-                ]
-                taken["tokenisation"] = encode
-            if block >= 0:
-                for name, seconds in taken.items():
-                    columns.setdefault(name, []).extend(1000 * value for value in seconds)
-    times = {name: np.array(values) for name, values in columns.items()}
-    medians = {name: float(np.median(values)) for name, values in times.items()}
-    for name, median in medians.items():
-        report.add(Figure(label, f"lone latency, p50, {name}", median, "ms"))
-    fastest = min((name for name in medians if name.startswith("call")), key=lambda name: medians[name])
-    ratio = ratio_of_medians(times["service"], times[fastest])
-    bar = at_most(round(max(LONE_BAR, 1 + LONE_EXTRA_MS / medians[fastest]), 3))
+    medians: dict[str, list[float]] = {}
+    for block in range(-1, effort.lone_blocks):
+        indices = [(block * _LONE_BLOCK + step) % len(texts) for step in range(_LONE_BLOCK)]
+        bodies = [served.bodies[index] for index in indices]
+        taken = {"service": drive(served.server.url, served.path, bodies, 1, 1.0).p50_ms}
+        for threads, classifier in engine.classifiers.items():
+            encode = [_timed(partial(classifier.encode, TextItem(texts[index]))) for index in indices]
+            calls = [_timed(partial(classifier.run, [engine.subject.encoded[index]])) for index in indices]
+            taken[f"call with {threads} threads"] = 1000 * float(np.median(calls))
+            taken["tokenisation"] = 1000 * float(np.median(encode))
+        if block >= 0:
+            for name, median in taken.items():
+                medians.setdefault(name, []).append(median)
+    typical = {name: float(np.median(values)) for name, values in medians.items()}
+    for name, value in typical.items():
+        report.add(Figure(label, f"lone latency, p50, {name}", value, "ms", (min(medians[name]), max(medians[name]))))
+    fastest = min((name for name in typical if name.startswith("call")), key=lambda name: typical[name])
+    ratio = ratio_of_rounds(medians["service"], medians[fastest])
+    bar = at_most(round(max(LONE_BAR, 1 + LONE_EXTRA_MS / typical[fastest]), 3))
     name = f"p50 at 1 connection ÷ {fastest}"
     report.add(Figure(label, name, ratio.value, interval=ratio.interval, bar=bar))
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from service.comparison import load
 from service.comparison.connection import Origin
 from service.comparison.errors import LoadError
@@ -20,10 +22,11 @@ _SCRIPT = Path(__file__).with_name("cycle.lua")
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What a closed loop saw: answers a second, and how many were not 200 or did not come."""
+    """What a closed loop saw: answers a second, how many were not 200 or did not come, and the median latency."""
 
     answers_a_second: float
     failed: int
+    p50_ms: float
 
 
 def generator() -> str:
@@ -48,7 +51,7 @@ def drive(url: str, path: str, bodies: Sequence[object], connections: int, secon
     if result.returncode != 0 or not result.stdout.strip():
         raise LoadError(f"wrk failed on {url}: {' '.join((result.stderr or result.stdout).split())}")
     seen = json.loads(result.stdout.strip().splitlines()[-1])
-    return Driven((seen["requests"] - seen["bad"]) / seen["seconds"], seen["bad"] + seen["lost"])
+    return Driven((seen["requests"] - seen["bad"]) / seen["seconds"], seen["bad"] + seen["lost"], seen["p50_ms"])
 
 
 async def _drive(url: str, path: str, bodies: Sequence[object], connections: int, seconds: float) -> Driven:
@@ -58,4 +61,5 @@ async def _drive(url: str, path: str, bodies: Sequence[object], connections: int
         replies = await client.closed_loop(requests, seconds=seconds)
     start = min(reply.sent for reply in replies)
     good = [reply for reply in replies if reply.status == 200 and reply.ended <= start + seconds]
-    return Driven(len(good) / seconds, sum(reply.status != 200 for reply in replies))
+    p50_ms = 1000 * float(np.median([reply.latency for reply in replies]))
+    return Driven(len(good) / seconds, sum(reply.status != 200 for reply in replies), p50_ms)
