@@ -15,7 +15,7 @@ from model_store.errors import ClassifierError, InvalidTextError, TextTooLongErr
 from model_store.manifest import InputContract, Side
 from model_store.words import KnownWords
 
-_EXAMPLE = "a text"
+_EXAMPLES = ("a", "it is a longer text", "...")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class TextEncoder:
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._words = KnownWords(self._tokenizer)
         self._contract = contract
-        self._frame = _frame(self._tokenizer, pair=contract.pair)
+        self._words = KnownWords(self._tokenizer)
+        self._frame = _frame(self._tokenizer, pair=contract.pair) if self._words.usable else []
         self._room = contract.max_length - self._tokenizer.num_special_tokens_to_add(contract.pair)
 
     def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
@@ -63,44 +63,49 @@ class TextEncoder:
             TextTooLongError: more tokens than `max_length` and `truncate` is false.
         """
         self._check(item)
-        sequences = [self._ids(item.text)]
-        if item.text_pair is not None:
-            sequences.append(self._ids(item.text_pair))
-        tokens = sum(map(len, sequences))
-        too_long = tokens > self._room
+        texts = [item.text] if item.text_pair is None else [item.text, item.text_pair]
+        try:
+            known = self._known(texts)
+            # `fast` leaves out where in the text each token came from, which nobody asks for here.
+            found = (
+                []
+                if known
+                else [self._tokenizer.encode_batch_fast([one], add_special_tokens=False)[0] for one in texts]
+            )
+        except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
+            reason = " ".join(str(error).split())
+            raise InvalidTextError(f"the text can't be tokenised: {reason}") from error
+        lengths = [len(sequence) for sequence in known or found]
+        too_long = sum(lengths) > self._room
         if too_long and not truncate:
-            tokens += self._contract.max_length - self._room
+            tokens = sum(lengths) + self._contract.max_length - self._room
             raise TextTooLongError(
                 f"the text has {tokens} tokens and the model reads {self._contract.max_length}:"
                 " shorten it or allow truncation"
             )
-        if too_long:
-            cut_left = (side or self._contract.truncation_side) == "left"
-            kept = longest_first(len(sequences[0]), tokens - len(sequences[0]), self._room)
-            sequences = [
-                ids[len(ids) - count :] if cut_left else ids[:count]
-                for ids, count in zip(sequences, kept, strict=False)
-            ]
-        input_ids: list[int] = []
-        token_type_ids: list[int] = []
-        for sequence, special, kind in self._frame:
-            ids = special if sequence is None else sequences[sequence]
-            input_ids += ids
-            token_type_ids += [kind] * len(ids)
-        return EncodedText(input_ids, token_type_ids, truncated=too_long)
+        keep = longest_first(lengths[0], sum(lengths[1:]), self._room) if too_long else ()
+        cut = side or self._contract.truncation_side
+        if known:
+            for number, count in enumerate(keep[: len(known)]):
+                ids = known[number]
+                known[number] = ids[len(ids) - count :] if cut == "left" else ids[:count]
+            return EncodedText(*_framed(self._frame, known), truncated=too_long)
+        for encoding, count in zip(found, keep, strict=False):
+            encoding.truncate(count, direction=cut)
+        whole = self._tokenizer.post_process(*found)
+        return EncodedText(whole.ids, whole.type_ids, truncated=too_long)
 
-    def _ids(self, text: str) -> list[int]:
-        """Token ids of a text without special tokens, whole."""
-        try:
-            known = self._words.ids(text)
-            if known is not None:
-                return known
-            # `fast` leaves out where in the text each token came from, which nobody asks for here.
-            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
-            reason = " ".join(str(error).split())
-            raise InvalidTextError(f"the text can't be tokenised: {reason}") from error
-        return ids
+    def _known(self, texts: list[str]) -> list[list[int]]:
+        """Each text's token ids without special tokens, if all of them are made of words; else nothing."""
+        if not self._frame:
+            return []
+        known = []
+        for text in texts:
+            ids = self._words.ids(text)
+            if ids is None:
+                return []
+            known.append(ids)
+        return known
 
     def _check(self, item: TextItem) -> None:
         if (item.text_pair is not None) != self._contract.pair:
@@ -110,25 +115,39 @@ class TextEncoder:
             raise InvalidTextError("the text is empty")
 
 
-_Part = tuple[int | None, list[int], int]
-"""A sequence's number, or None and special tokens; and the token type of either."""
+_Frame = list[tuple[int | list[int], int]]
+"""What the model reads: a text's number or special tokens, and the token type of either."""
 
 
-def _frame(tokenizer: Tokenizer, *, pair: bool) -> list[_Part]:
-    """The order of sequences and special tokens in what the model reads: that of a short example.
+def _framed(frame: _Frame, sequences: list[list[int]]) -> tuple[list[int], list[int]]:
+    """Token ids and token types of texts with their special tokens."""
+    ids: list[int] = []
+    types: list[int] = []
+    for part, kind in frame:
+        tokens = sequences[part] if isinstance(part, int) else part
+        ids += tokens
+        types += [kind] * len(tokens)
+    return ids, types
 
-    Raises:
-        ClassifierError: the tokenizer gives an ordinary text no tokens.
-    """
-    example = tokenizer.encode(_EXAMPLE, _EXAMPLE if pair else None)
-    frame: list[_Part] = []
-    for token, kind, sequence in zip(example.ids, example.type_ids, example.sequence_ids, strict=True):
-        if sequence is None:
-            frame.append((None, [token], kind))
-        elif not any(sequence == earlier for earlier, _, _ in frame):
-            frame.append((sequence, [], kind))
-    if sum(sequence is not None for sequence, _, _ in frame) != 1 + pair:
-        raise ClassifierError(f"the tokenizer has no tokens for {_EXAMPLE!r}: it can't read ordinary texts")
+
+def _frame(tokenizer: Tokenizer, *, pair: bool) -> _Frame:
+    """Where special tokens go, found with one example and tried on others; empty if it depends on the text."""
+    first, *others = ([example, example] if pair else [example] for example in _EXAMPLES)
+    frame: _Frame = []
+    try:
+        whole = tokenizer.encode(*first)
+        for token, kind, number in zip(whole.ids, whole.type_ids, whole.sequence_ids, strict=True):
+            if number is None:
+                frame.append(([token], kind))
+            elif (number, kind) not in frame:
+                frame.append((number, kind))
+        for texts in [first, *others]:
+            sequences = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+            whole = tokenizer.encode(*texts)
+            if _framed(frame, sequences) != (whole.ids, whole.type_ids):
+                return []
+    except Exception:  # noqa: BLE001 - the Rust side raises a bare Exception; texts that can be encoded go without a frame
+        return []
     return frame
 
 

@@ -13,11 +13,11 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-# Each is some 200 bytes.
+# Each is some 200 bytes, of a word that is all pieces a thousand.
 _MOST_WORDS = 2**15
 _LONGEST = 32
-# Of one text. A word alone costs four times what it costs in a text: a text of strange words must not cost that.
-_MOST_NEW = 8
+# Looked for in every text, one by one.
+_MOST_ADDED = 50
 _WORD = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 # What BERT's normaliser drops from between characters that it leaves, among ASCII.
 _CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -33,36 +33,48 @@ class KnownWords:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder().values()
-        # These are found in the text before it is normalised and split; the others after, in whatever that made of it.
-        self._added = [token.content for token in added]
-        kinds = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
-        by_words = all(map(isinstance, kinds, (BertNormalizer, BertPreTokenizer, WordPiece)))
-        self._usable = by_words and not any(token.normalized for token in added)
         self._known: dict[str, list[int]] = {}
+        # These are found before the text is split, some in what the normaliser makes of it: whatever the letters' case.
+        self._added = [token.content.lower() for token in tokenizer.get_added_tokens_decoder().values()]
+        kinds = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
+        self.usable = (
+            all(map(isinstance, kinds, (BertNormalizer, BertPreTokenizer, WordPiece)))
+            and len(self._added) <= _MOST_ADDED
+            and all(content.isascii() and len(content.split()) == 1 for content in self._added)
+        )
+        """Whether the tokenizer is of this kind."""
 
     def ids(self, text: str) -> list[int] | None:
         """Token ids `(tokens,)` without special tokens; None where the tokenizer itself has to be asked."""
-        if not self._usable or not text.isascii() or _CONTROL.search(text):
+        if not self.usable or not text.isascii() or _CONTROL.search(text):
             return None
+        lowered = text.lower()
         for content in self._added:
-            if content in text:
+            if content in lowered:
                 return None
+        words = _WORD.findall(text)
         ids: list[int] = []
-        known, room = self._known, _MOST_NEW
-        for word in _WORD.findall(text):
+        known = self._known
+        for word in words:
             found = known.get(word)
             if found is None:
-                if room == 0 or len(word) > _LONGEST:
-                    return None
-                room -= 1
-                found = self._learn(word)
+                return self._learn(text, words)
             ids += found
         return ids
 
-    def _learn(self, word: str) -> list[int]:
-        if len(self._known) >= _MOST_WORDS:
+    def _learn(self, text: str, words: list[str]) -> list[int]:
+        """Ask the tokenizer once for all words of a text."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if len(self._known) + len(words) > _MOST_WORDS:
             self._known.clear()
-        ids: list[int] = self._tokenizer.encode_batch_fast([word], add_special_tokens=False)[0].ids
-        self._known[word] = ids
+        learned: dict[str, list[int]] = {}
+        last = -1
+        for token, number in zip(ids, encoding.word_ids, strict=True):
+            if number == last:
+                learned[words[number]].append(token)
+            else:
+                learned[words[number]] = [token]
+            last = number
+        self._known.update((word, pieces) for word, pieces in learned.items() if len(word) <= _LONGEST)
         return ids

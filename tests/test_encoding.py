@@ -11,9 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import RobertaProcessing
+from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.processors import BertProcessing, RobertaProcessing, Sequence, TemplateProcessing
+from tokenizers.processors import ByteLevel as ByteLevelProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -161,6 +163,52 @@ def test_half_a_surrogate_pair_is_refused_in_one_line(tokenizer_file: Path, item
     with pytest.raises(InvalidTextError, match="can't be tokenised") as caught:
         TextEncoder(tokenizer_file, InputContract(pair=item.text_pair is not None, max_length=8)).encode(item)
     assert "\n" not in str(caught.value)
+
+
+def odd(post_processor: object, vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """A tokenizer of BERT's kind with another idea of special tokens, or another vocabulary."""
+    known = vocabulary or {token: index for index, token in enumerate(VOCABULARY)}
+    made = Tokenizer(WordPiece(known, unk_token="[UNK]"))
+    made.normalizer = BertNormalizer(lowercase=True)
+    made.pre_tokenizer = BertPreTokenizer()
+    made.post_processor = post_processor
+    return made
+
+
+SPECIAL = [(token, VOCABULARY.index(token)) for token in ("[CLS]", "[SEP]")]
+TEMPLATE = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=SPECIAL)
+
+
+@pytest.mark.parametrize(
+    "post_processor",
+    [
+        TEMPLATE,
+        BertProcessing(("[SEP]", 3), ("[CLS]", 2)),
+        Sequence([BertProcessing(("[SEP]", 3), ("[CLS]", 2)), ByteLevelProcessing(trim_offsets=False)]),
+        Sequence([TEMPLATE, ByteLevelProcessing(trim_offsets=False)]),
+        TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=SPECIAL),
+        None,
+    ],
+)
+@pytest.mark.parametrize("pair", [False, True])
+def test_special_tokens_go_where_the_file_says(tmp_path: Path, post_processor: object, pair: bool) -> None:
+    made = odd(post_processor)
+    made.save(str(tmp_path / "tokenizer.json"))
+    encoder = TextEncoder(tmp_path / "tokenizer.json", InputContract(pair=pair, max_length=64))
+    for text in ("good", "a good film, and a bad film", "ok ok", "good"):
+        whole = made.encode(text, "a film" if pair else None)
+        ours = encoder.encode(TextItem(text, "a film" if pair else None))
+        assert (ours.input_ids, ours.token_type_ids) == (whole.ids, whole.type_ids)
+
+
+def test_a_tokenizer_that_can_not_read_every_text_reads_those_that_it_can(tmp_path: Path) -> None:
+    vocabulary = {"[CLS]": 0, "[SEP]": 1, "good": 2, "film": 3}
+    made = odd(None, vocabulary)
+    made.save(str(tmp_path / "tokenizer.json"))
+    encoder = TextEncoder(tmp_path / "tokenizer.json", InputContract(max_length=8))
+    assert encoder.encode(TextItem("good film")).input_ids == [2, 3]
+    with pytest.raises(InvalidTextError, match="can't be tokenised"):
+        encoder.encode(TextItem("a strange word"))
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "{\n"])
