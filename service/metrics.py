@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
@@ -133,12 +134,10 @@ class Metrics:
 
     def flush(self) -> None:
         """Put what was observed into its histograms; safe to call from any thread."""
-        while self._kept:
-            try:
+        with contextlib.suppress(IndexError):  # empty
+            while True:
                 into, value = self._kept.popleft()
-            except IndexError:  # another thread took the last
-                return
-            into(value)
+                into(value)
 
     def _collected(self) -> CollectorRegistry:
         self.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from http import HTTPStatus
 from typing import Any, NoReturn
 
@@ -62,7 +63,7 @@ class Sender:
         elif not cycle.keep_alive:
             headers.append((b"connection", b"close"))
         head = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if head.count(b"\n") != len(headers):
+        if head.count(b"\n") != len(headers) or head.count(b"\r") != len(headers) or b"\0" in head:
             raise RuntimeError("a header of an answer has an end of line in it")
         if cycle.scope["method"] == "HEAD":
             body = b""
@@ -92,6 +93,8 @@ class Protocol(HttpToolsProtocol):
         self._chunk_bytes = 0  # of what is being read now
         self._request_bytes = 0  # of the request, but for the chunk in which it began
         self._refusal: SuccessorError | None = None  # why the connection ends; what comes then is thrown away
+        self._running: RequestResponseCycle | None = None  # what the application was last asked to answer
+        self._full_since = math.inf  # since when the client has not read what was written
         self.url = b""
         self.app_state = {**self.app_state, "connection": self._connection}
         super().connection_made(transport)
@@ -117,11 +120,7 @@ class Protocol(HttpToolsProtocol):
         if self._heading:
             self._refuse(self._header_too_large())
         elif self._begun and self._request_bytes > _WIRE_SHARE * settings.max_body_bytes + settings.max_header_bytes:
-            if self._answered():
-                self.transport.close()
-            else:
-                self._connection.timed_out = True
-                self._refuse(BodyTooLargeError(f"the body is larger than {settings.max_body_bytes} bytes"))
+            self._refuse(BodyTooLargeError(f"the body is larger than {settings.max_body_bytes} bytes"))
 
     def on_headers_complete(self) -> None:
         """Look at what a request needs to be let in, before anything else is made of it."""
@@ -137,6 +136,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection: nobody waits for its answers."""
         super().connection_lost(exc)
+        if self._running is not None:  # uvicorn tells the last request only, which may still wait for its turn
+            _silence(self._running)
         for job in list(self._connection.jobs):
             self._service.engine.abandon(job)
 
@@ -146,9 +147,10 @@ class Protocol(HttpToolsProtocol):
         self._request_bytes = 0
         self._since = self.loop.time()
         super().on_message_begin()
-        self.scope["extensions"] = {WHOLE: {}}
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - see Sender for its types
+        self._running = cycle
+        cycle.scope["extensions"] = {WHOLE: {}}
         super()._start_asgi_task(cycle, lambda scope, receive, _: app(scope, receive, Sender(cycle)))
 
     def on_message_complete(self) -> None:
@@ -169,6 +171,16 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
 
+    def pause_writing(self) -> None:
+        """Note since when the client has not read."""
+        self._full_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that it reads."""
+        self._full_since = math.inf
+        super().resume_writing()
+
     def sweep(self, now: float) -> None:
         """Give up a client that is too slow, or asks for nothing for too long.
 
@@ -182,6 +194,8 @@ class Protocol(HttpToolsProtocol):
             # Closed, but the client does not read what was written.
             if waited_s > receive_s + keep_alive_s:
                 self.transport.abort()
+        elif now - self._full_since > receive_s:
+            self.transport.abort()
         elif self._refusal is not None:
             if waited_s > _LINGER_S:
                 self.transport.close()
@@ -206,8 +220,7 @@ class Protocol(HttpToolsProtocol):
         return last is not None and last.scope is self.scope and last.response_started
 
     def _give_up(self) -> None:
-        if self._begun and not self._answered():
-            self._connection.timed_out = True
+        if self._begun:
             limit_ms = self._service.settings.receive_timeout_ms
             self._refuse(RequestTimeoutError(f"the request did not arrive within {limit_ms} ms: send it faster"))
         else:
@@ -235,14 +248,18 @@ class Protocol(HttpToolsProtocol):
         self._refusal = error
         self._request_bytes = 0
         self._since = self.loop.time()
+        if self._begun and self._answered():
+            self.transport.close()
+            return
         last = self._last
-        if last is not None and last.scope is not self.scope and not last.response_complete:
+        if self.pipeline or (last is not None and last.scope is not self.scope and not last.response_complete):
             # The answer would be taken for that of an earlier request.
             self.transport.abort()
             return
+        self._connection.refused = True
         if last is not None and last.scope is self.scope:
-            last.disconnected = True  # whatever the application still says is not written
-            last.message_event.set()
+            _silence(last)  # nothing can be written after the end
+        self.flow.resume_reading()
         dialect = TABLE.dialect_of(self.url.partition(b"?")[0].decode("latin-1"))
         self._service.metrics.refusals.labels(outcome_of(error).code).inc()
         reply = explain(error, dialect)
@@ -261,3 +278,10 @@ class Protocol(HttpToolsProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
+
+
+def _silence(cycle: RequestResponseCycle) -> None:
+    """Write nothing more of an answer, and tell the application that its client has gone."""
+    cycle.disconnected = True
+    cycle.waiting_for_100_continue = False
+    cycle.message_event.set()

@@ -190,15 +190,16 @@ class _Kept(asyncio.Transport):
         super().__init__()
         self.closed = ""
         self.written: list[bytes] = []
+        self.read = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written.append(bytes(data))
 
     def pause_reading(self) -> None:
-        pass
+        self.read = False
 
     def resume_reading(self) -> None:
-        pass
+        self.read = True
 
     def is_closing(self) -> bool:
         return bool(self.closed)
@@ -342,6 +343,64 @@ def test_a_refusal_ends_what_the_application_still_says(listening: Listening) ->
     transport = answered(listening, saying(whole()), head, before=lambda protocol: protocol.send_400_response(""))
     assert len(transport.written) == 1
     assert transport.written[0].startswith(b"HTTP/1.1 400 ")
+
+
+PIECES = b"POST /v1/classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+MALFORMED = b"many\r\n"
+
+
+async def listens(_scope: Scope, receive: Receive, _send: Send) -> None:
+    """An application that says nothing until its client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def test_a_refusal_is_not_taken_for_the_answer_of_a_request_that_came_with_it(listening: Listening) -> None:
+    def leave(protocol: Protocol) -> None:
+        assert isinstance(protocol.transport, _Kept)
+        assert (protocol.transport.closed, protocol.transport.written) == ("at once", [])
+        protocol.connection_lost(None)  # the first request hears of it, though it isn't the last
+
+    answered(listening, listens, b"GET /x HTTP/1.1\r\n\r\n" + PIECES + MALFORMED, leave)
+
+
+def test_a_body_that_is_not_http_after_the_answer_gets_no_other(listening: Listening) -> None:
+    def go_on(protocol: Protocol) -> None:
+        protocol.loop.call_later(0.01, protocol.data_received, MALFORMED)
+        protocol.tasks.add(protocol.loop.create_task(asyncio.sleep(0.02)))
+
+    transport = answered(listening, saying(whole()), PIECES, go_on)
+    assert (len(transport.written), transport.closed) == (1, "gently")
+
+
+def test_a_body_that_is_not_http_is_counted_once(listening: Listening) -> None:
+    before = {reason: listening.refusals(reason) for reason in ("invalid_request", "client_closed_request")}
+    for expect in (b"", b"Expect: 100-continue\r\n"):
+        with listening.connected(PIECES[:-2] + expect + b"\r\n" + MALFORMED) as peer:
+            assert peer.answer()[0] == 400
+            assert peer.rest() == b""
+    assert listening.refusals("invalid_request") == before["invalid_request"] + 2
+    assert listening.refusals("client_closed_request") == before["client_closed_request"]
+
+
+def test_what_follows_a_refusal_is_read_on(listening: Listening) -> None:
+    def refuse(protocol: Protocol) -> None:
+        protocol.flow.pause_reading()
+        protocol.data_received(MALFORMED)
+
+    assert answered(listening, listens, PIECES, refuse).read
+
+
+def test_a_client_that_never_reads_is_given_up(listening: Listening) -> None:
+    def wait(protocol: Protocol) -> None:
+        assert isinstance(protocol.transport, _Kept)
+        protocol.pause_writing()
+        for later_s, closed in ((1.9, ""), (2.1, "at once")):
+            protocol.sweep(protocol.loop.time() + later_s)
+            assert protocol.transport.closed == closed
+        protocol.connection_lost(None)
+
+    assert answered(listening, saying(whole()), before=wait).written == []
 
 
 @pytest.mark.parametrize(

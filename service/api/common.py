@@ -98,8 +98,8 @@ class Connection:
 
     jobs: set[Job] = field(default_factory=set)
     """What it waits for; the server abandons these when it closes."""
-    timed_out: bool = False
-    """Set by the server when it gave up reading, answered and closed."""
+    refused: bool = False
+    """Set by the server when it gave up reading, answered, counted that and closed."""
 
 
 # Where the server does not tell, nobody looks at what is kept here.

@@ -218,7 +218,7 @@ class Endpoint:
     permission: Permission | None
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, parameters: tuple[str, ...]) -> None:
-        """Answer one request; every expected error is answered in the dialect's shape."""
+        """Answer one request, inside `Envelope`; every expected error is answered in the dialect's shape."""
         service: Service = scope["state"]["service"]
         connection: Connection = scope["state"].get("connection", NOWHERE)
         headers: dict[bytes, bytes] = scope["state"]["headers"]
@@ -229,8 +229,8 @@ class Endpoint:
                 authorise(service, headers, self.permission)
             reply = await self.handle(call)
         except SuccessorError as error:
-            # A client that was too slow is gone because the server has answered, and counted, that.
-            if not connection.timed_out:
+            # A client that was refused while it sent is gone because the server has answered, and counted, that.
+            if not connection.refused:
                 service.metrics.refusals.labels(outcome_of(error).code).inc()
             if isinstance(error, ClientGoneError):
                 return

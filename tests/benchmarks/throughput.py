@@ -161,10 +161,13 @@ def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, r
     """
     label, texts = engine.subject.label, engine.subject.texts
     medians: dict[str, list[float]] = {}
+    failed = 0
     for block in range(-1, effort.lone_blocks):
         indices = [(block * _LONE_BLOCK + step) % len(texts) for step in range(_LONE_BLOCK)]
         bodies = [served.bodies[index] for index in indices]
-        taken = {"service": drive(served.server.url, served.path, bodies, 1, 1.0).p50_ms}
+        seen = drive(served.server.url, served.path, bodies, 1, 1.0)
+        failed += seen.failed
+        taken = {"service": seen.p50_ms}
         for threads, classifier in engine.classifiers.items():
             encode = [_timed(partial(classifier.encode, TextItem(texts[index]))) for index in indices]
             calls = [_timed(partial(classifier.run, [engine.subject.encoded[index]])) for index in indices]
@@ -179,6 +182,7 @@ def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, r
     fastest = min((name for name in typical if name.startswith("call")), key=lambda name: typical[name])
     ratio = ratio_of_rounds(medians["service"], medians[fastest])
     bar = at_most(round(max(LONE_BAR, 1 + LONE_EXTRA_MS / typical[fastest]), 3))
+    report.add(Figure(label, "lone latency, failed requests", failed, bar=at_most(0)))
     name = f"p50 at 1 connection ÷ {fastest}"
     report.add(Figure(label, name, ratio.value, interval=ratio.interval, bar=bar))
 
