@@ -17,6 +17,10 @@ from tests.benchmarks.peers.inference import Inference
 _CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # by default five: of 64 connections at once most would wait a second for their next try
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -50,7 +54,7 @@ def main() -> None:
         sys.exit("one worker is all that there is")
     Handler.inference = Inference(assignment)
     Handler.wrong = 0.5 if "wrong" in assignment.model else 0.0
-    ThreadingHTTPServer(("127.0.0.1", assignment.port), Handler).serve_forever()
+    Server(("127.0.0.1", assignment.port), Handler).serve_forever()
 
 
 if __name__ == "__main__":
