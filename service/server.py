@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import ipaddress
 import math
@@ -36,6 +37,9 @@ log = structlog.get_logger(__name__)
 _FAREWELL_S = 0.3
 # How many of uvicorn's ticks, each 0.1 s, lie between two sweeps over the connections.
 _SWEEP_TICKS = 5
+# The number of glibc's switch, and from how many bytes on a block is one of its own.
+_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 2**18
 # Files that a process has open beside its connections.
 _OTHER_FILES = 256
 
@@ -157,6 +161,7 @@ def run_process(settings: Settings, listeners: Listeners, control_dir: Path | No
     )
     server = Server(config)
     tune_interpreter()
+    tune_allocator()
     set_time_slice(LOOP_SLICE_S)
     allow_connections(settings.max_connections)
     scheme = "http" if settings.tls_cert_file is None else "https"
@@ -187,6 +192,20 @@ def tune_interpreter() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+def tune_allocator() -> bool:
+    """Have large blocks given back to the system when they are freed; False where the C library has no such switch.
+
+    glibc raises its threshold for blocks of their own to the largest that was freed, up to 32 MiB. Models that come and
+    go, and batches of all sizes, then leave holes in the heap.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD: once set, it stays.
+    """
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES))
+    except AttributeError:
+        return False
 
 
 class Server(uvicorn.Server):
