@@ -7,6 +7,8 @@ as much processor time as a tenth of a small model's inference.
 from __future__ import annotations
 
 import re
+from itertools import groupby
+from operator import itemgetter
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -68,13 +70,7 @@ class KnownWords:
         ids: list[int] = encoding.ids
         if len(self._known) + len(words) > _MOST_WORDS:
             self._known.clear()
-        learned: dict[str, list[int]] = {}
-        last = -1
-        for token, number in zip(ids, encoding.word_ids, strict=True):
-            if number == last:
-                learned[words[number]].append(token)
-            else:
-                learned[words[number]] = [token]
-            last = number
-        self._known.update((word, pieces) for word, pieces in learned.items() if len(word) <= _LONGEST)
+        for number, pieces in groupby(zip(encoding.word_ids, ids, strict=True), itemgetter(0)):
+            if len(words[number]) <= _LONGEST:
+                self._known[words[number]] = [token for _, token in pieces]
         return ids

@@ -106,14 +106,18 @@ class Metrics:
     def for_model(self, name: str, version: int) -> ModelInstruments:
         """The series of one version."""
         values = (name, str(version))
+
+        def kept(histogram: Histogram) -> Observations:
+            return Observations(histogram.labels(*values), self._kept)
+
         return ModelInstruments(
-            total=Observations(self.total.labels(*values), self._kept),
-            queue=Observations(self.queue.labels(*values), self._kept),
-            tokenisation=Observations(self.tokenisation.labels(*values), self._kept),
-            inference=Observations(self.inference.labels(*values), self._kept),
-            batch_texts=Observations(self.batch_texts.labels(*values), self._kept),
-            batch_tokens=Observations(self.batch_tokens.labels(*values), self._kept),
-            padding=Observations(self.padding.labels(*values), self._kept),
+            total=kept(self.total),
+            queue=kept(self.queue),
+            tokenisation=kept(self.tokenisation),
+            inference=kept(self.inference),
+            batch_texts=kept(self.batch_texts),
+            batch_tokens=kept(self.batch_tokens),
+            padding=kept(self.padding),
             texts=self.texts.labels(*values),
             failures=self.failures.labels(*values),
             last=self.last.labels(*values),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from http import HTTPStatus
 from typing import Any, NoReturn
 
 from starlette.types import Message
@@ -62,14 +61,10 @@ class Sender:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
             headers.append((b"connection", b"close"))
-        head = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if head.count(b"\n") != len(headers) or head.count(b"\r") != len(headers) or b"\0" in head:
-            raise RuntimeError("a header of an answer has an end of line in it")
-        if cycle.scope["method"] == "HEAD":
-            body = b""
+        written = _written(message["status"], headers, b"" if cycle.scope["method"] == "HEAD" else body)
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[message["status"]], head, body))
+        cycle.transport.write(written)
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
@@ -264,20 +259,29 @@ class Protocol(HttpToolsProtocol):
         self._service.metrics.refusals.labels(outcome_of(error).code).inc()
         reply = explain(error, dialect)
         headers = [
+            *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(reply.body)),
             (b"x-request-id", self._service.next_request_id().encode()),
             (b"connection", b"close"),
         ]
-        lines = [b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *headers]]
-        self.transport.write(
-            b"HTTP/1.1 %d %b\r\n%b\r\n%b"
-            % (reply.status, HTTPStatus(reply.status).phrase.encode(), b"".join(lines), reply.body)
-        )
+        self.transport.write(_written(reply.status, headers, reply.body))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
+
+
+def _written(status: int, headers: Headers, body: bytes) -> bytes:
+    """An answer as it goes over the wire.
+
+    Raises:
+        RuntimeError: a header has an end of line in it.
+    """
+    head = b"".join([b"%b: %b\r\n" % header for header in headers])
+    if head.count(b"\n") != len(headers) or head.count(b"\r") != len(headers) or b"\0" in head:
+        raise RuntimeError("a header of an answer has an end of line in it")
+    return b"%b%b\r\n%b" % (STATUS_LINE[status], head, body)
 
 
 def _silence(cycle: RequestResponseCycle) -> None:

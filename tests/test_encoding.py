@@ -12,8 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import BertProcessing, RobertaProcessing, Sequence, TemplateProcessing
 from tokenizers.processors import ByteLevel as ByteLevelProcessing
 from tokenizers.trainers import BpeTrainer
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from model_store.encoding import TextEncoder, TextItem, longest_first
 from model_store.errors import ClassifierError, InvalidTextError, TextTooLongError
 from model_store.manifest import InputContract, Side
-from tests.tiny import VOCABULARY, write_tokenizer
+from tests.tiny import VOCABULARY, bert_tokenizer, write_tokenizer
 
 MAX_LENGTH = 12
 WILD = st.one_of(
@@ -165,16 +164,6 @@ def test_half_a_surrogate_pair_is_refused_in_one_line(tokenizer_file: Path, item
     assert "\n" not in str(caught.value)
 
 
-def odd(post_processor: object, vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    """A tokenizer of BERT's kind with another idea of special tokens, or another vocabulary."""
-    known = vocabulary or {token: index for index, token in enumerate(VOCABULARY)}
-    made = Tokenizer(WordPiece(known, unk_token="[UNK]"))
-    made.normalizer = BertNormalizer(lowercase=True)
-    made.pre_tokenizer = BertPreTokenizer()
-    made.post_processor = post_processor
-    return made
-
-
 SPECIAL = [(token, VOCABULARY.index(token)) for token in ("[CLS]", "[SEP]")]
 TEMPLATE = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=SPECIAL)
 
@@ -192,7 +181,8 @@ TEMPLATE = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1
 )
 @pytest.mark.parametrize("pair", [False, True])
 def test_special_tokens_go_where_the_file_says(tmp_path: Path, post_processor: object, pair: bool) -> None:
-    made = odd(post_processor)
+    made = bert_tokenizer()
+    made.post_processor = post_processor
     made.save(str(tmp_path / "tokenizer.json"))
     encoder = TextEncoder(tmp_path / "tokenizer.json", InputContract(pair=pair, max_length=64))
     for text in ("good", "a good film, and a bad film", "ok ok", "good"):
@@ -203,7 +193,7 @@ def test_special_tokens_go_where_the_file_says(tmp_path: Path, post_processor: o
 
 def test_a_tokenizer_that_can_not_read_every_text_reads_those_that_it_can(tmp_path: Path) -> None:
     vocabulary = {"[CLS]": 0, "[SEP]": 1, "good": 2, "film": 3}
-    made = odd(None, vocabulary)
+    made = bert_tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     made.save(str(tmp_path / "tokenizer.json"))
     encoder = TextEncoder(tmp_path / "tokenizer.json", InputContract(max_length=8))
     assert encoder.encode(TextItem("good film")).input_ids == [2, 3]

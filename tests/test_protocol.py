@@ -345,7 +345,8 @@ def test_a_refusal_ends_what_the_application_still_says(listening: Listening) ->
     assert transport.written[0].startswith(b"HTTP/1.1 400 ")
 
 
-PIECES = b"POST /v1/classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+PIECES = CHUNKED % b"/v1/classify"
 MALFORMED = b"many\r\n"
 
 
@@ -495,9 +496,6 @@ def test_a_large_body_is_not_taken_for_a_header(store: ModelStore, tiny: ModelId
         assert peer.answer()[0] == 200
         peer.connection.sendall(WHOLE)
         assert peer.answer()[0] == 200
-
-
-CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(

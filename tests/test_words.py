@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel, WordPiece
+from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer, Lowercase
-from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
+from tokenizers.pre_tokenizers import Whitespace
 
 from model_store import words
 from model_store.words import KnownWords
-from tests.tiny import VOCABULARY, write_tokenizer
+from tests.tiny import bert_tokenizer, write_tokenizer
 
 PLAIN = string.ascii_letters[:4] + "fil goodm" + string.punctuation + "09 \t\n\r"
 
@@ -65,36 +65,22 @@ def test_the_memory_for_words_is_bounded(tokenizer: Tokenizer, monkeypatch: pyte
         assert len(known._known) <= 3
 
 
-def bert(**changes: object) -> Tokenizer:
-    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
-    parts: dict[str, object] = {
-        "model": WordPiece(vocabulary, unk_token="[UNK]"),
-        "normalizer": BertNormalizer(),
-        "pre_tokenizer": BertPreTokenizer(),
-        **changes,
-    }
-    made = Tokenizer(parts["model"])
-    made.normalizer = parts["normalizer"]
-    made.pre_tokenizer = parts["pre_tokenizer"]
-    return made
-
-
 def test_tokenizers_of_another_kind_are_asked_about_every_text() -> None:
-    assert KnownWords(bert()).ids("a") is not None
-    assert KnownWords(bert(normalizer=Lowercase())).ids("a") is None
-    assert KnownWords(bert(pre_tokenizer=Whitespace())).ids("a") is None
-    assert KnownWords(bert(model=WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))).ids("a") is None
+    assert KnownWords(bert_tokenizer()).ids("a") is not None
+    assert KnownWords(bert_tokenizer(normalizer=Lowercase())).ids("a") is None
+    assert KnownWords(bert_tokenizer(pre_tokenizer=Whitespace())).ids("a") is None
+    assert KnownWords(bert_tokenizer(model=WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))).ids("a") is None
     for content in ("GOOD film", "é"):  # found in what the normaliser makes of the text
-        made = bert()
+        made = bert_tokenizer()
         made.add_tokens([AddedToken(content, normalized=True)])
         assert KnownWords(made).ids("a") is None
-    made = bert()
+    made = bert_tokenizer()
     made.add_tokens([AddedToken(f"t{number}") for number in range(60)])
     assert KnownWords(made).ids("a") is None
 
 
 def test_an_added_word_is_found_whatever_the_case_of_its_letters() -> None:
-    made = bert()
+    made = bert_tokenizer()
     made.add_tokens([AddedToken("GOOD", normalized=True)])
     known = KnownWords(made)
     assert known.ids("a film") == direct(made, "a film")

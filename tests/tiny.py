@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, checker, helper, numpy_helper, save
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.models import Model, WordPiece
+from tokenizers.normalizers import BertNormalizer, Normalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from model_store.manifest import (
@@ -80,11 +80,20 @@ class TinyWeights:
         return np.asarray(hidden.mean(axis=0) @ self.head + self.bias, dtype=np.float32)
 
 
+def bert_tokenizer(
+    model: Model | None = None, normalizer: Normalizer | None = None, pre_tokenizer: PreTokenizer | None = None
+) -> Tokenizer:
+    """An uncased WordPiece without special tokens, but for the parts that are given."""
+    known = {token: index for index, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(model or WordPiece(known, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer or BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizer or BertPreTokenizer()
+    return tokenizer
+
+
 def write_tokenizer(path: Path) -> None:
     """Write a small uncased WordPiece `tokenizer.json`, which carries truncation and padding that must be ignored."""
-    tokenizer = Tokenizer(WordPiece({token: index for index, token in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer = bert_tokenizer()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -167,12 +167,11 @@ def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, r
         bodies = [served.bodies[index] for index in indices]
         seen = drive(served.server.url, served.path, bodies, 1, 1.0)
         failed += seen.failed
-        taken = {"service": seen.p50_ms}
+        encode = [_timed(partial(engine.classifiers[1].encode, TextItem(texts[index]))) for index in indices]
+        taken = {"service": seen.p50_ms, "tokenisation": 1000 * float(np.median(encode))}
         for threads, classifier in engine.classifiers.items():
-            encode = [_timed(partial(classifier.encode, TextItem(texts[index]))) for index in indices]
             calls = [_timed(partial(classifier.run, [engine.subject.encoded[index]])) for index in indices]
             taken[f"call with {threads} threads"] = 1000 * float(np.median(calls))
-            taken["tokenisation"] = 1000 * float(np.median(encode))
         if block >= 0:
             for name, median in taken.items():
                 medians.setdefault(name, []).append(median)
