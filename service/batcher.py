@@ -163,8 +163,8 @@ class Formed:
 def form_batch(waiting: Waiting, now: float, places: int) -> Formed:
     """The most urgent item whose caller still waits, with the items that make the call cheaper by joining.
 
-    Cost counts padding: an item joins if the call, relative to running its texts one by one, gets `LEAST_GAIN` cheaper
-    and nobody in it misses a deadline by it.
+    Cost counts padding, where that is computed: an item joins if the call, relative to running its texts one by one,
+    gets `LEAST_GAIN` cheaper and nobody in it misses a deadline by it.
 
     Args:
         waiting: the queue, which is not changed.
@@ -184,8 +184,9 @@ def _fill(leader: Item, waiting: Waiting, now: float, places: int, dropped: set[
     batch = [leader]
     if places == 1 or leader.alone:
         return batch
-    predict = leader.job.model.cost.predict
-    longest = len(leader.encoded)
+    model = leader.job.model
+    predict = model.cost.predict
+    longest = tokens = len(leader.encoded)
     alone = spent = predict(1, longest)
     earliest = leader.job.deadline
     misses = 0
@@ -196,7 +197,8 @@ def _fill(leader: Item, waiting: Waiting, now: float, places: int, dropped: set[
             dropped.add(item)
             continue
         length = len(item.encoded)
-        together = predict(len(batch) + 1, max(longest, length))
+        texts, most, total = len(batch) + 1, max(longest, length), tokens + length
+        together = predict(texts, most, model.computed_tokens(texts, most, total))
         apart = alone + predict(1, length)
         deadline = min(earliest, item.job.deadline)
         cheaper = together * alone <= (1 - LEAST_GAIN) * spent * apart
@@ -205,7 +207,7 @@ def _fill(leader: Item, waiting: Waiting, now: float, places: int, dropped: set[
             continue
         misses = 0
         batch.append(item)
-        alone, spent, longest, earliest = apart, together, max(longest, length), deadline
+        alone, spent, longest, tokens, earliest = apart, together, most, total, deadline
     return batch
 
 

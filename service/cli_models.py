@@ -173,6 +173,7 @@ def _details(manifest: Manifest, aliases: Sequence[str]) -> list[list[str]]:
     ]
     for artifact in manifest.artifacts:
         batching = "batched" if artifact.batch_invariant else "one text at a time"
+        batching += ", no padding computed" if artifact.unpadded else ""
         rows.append([artifact.file, f"{artifact.precision}, {_size(artifact.bytes)}, {artifact.method}, {batching}"])
     rows += [[entry.file, _size(entry.bytes)] for entry in manifest.files]
     rows += [[name, f"{value:.6g}"] for name, value in manifest.measurements.items()]

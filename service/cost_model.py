@@ -1,8 +1,9 @@
 """What a call into the engine costs, learned from the calls that were made.
 
-The form is `c₀ + c₁·u + c₂·u·l + c₃·u²` seconds, with `u` the call's tokens (texts × longest, padding included) and
-`l` its longest text, both in units of 128 tokens: a fixed part, the matrix products, attention (quadratic in the
-length) and what larger calls lose to the caches. Least squares on relative errors, older calls forgotten exponentially.
+The form is `c₀ + c₁·u + c₂·n·l² + c₃·u²` seconds, with `u` the tokens that the call computes, `l` its longest text
+(both in units of 128 tokens), `n` its texts: a fixed part, the matrix products, attention (padded, and quadratic in the
+length) and what larger calls lose to the caches. A file that computes padding has `u = n·l`. Least squares on
+relative errors, older calls forgotten exponentially.
 """
 
 from __future__ import annotations
@@ -48,24 +49,32 @@ class CostModel:
             self._matrix, self._vector, self.calls = list(state.matrix), list(state.vector), state.calls
             self._solve()
 
-    def predict(self, texts: int, longest: int) -> float:
-        """Seconds of a call with `texts` texts, padded to `longest` tokens."""
+    def predict(self, texts: int, longest: int, tokens: int | None = None) -> float:
+        """Seconds of a call.
+
+        Args:
+            texts: in the call.
+            longest: tokens of the longest of them.
+            tokens: that the call computes; by default, of all texts padded to the longest.
+        """
         fixed, linear, attention, cache = self.coefficients
-        units = texts * longest / UNIT_TOKENS
-        return fixed + units * (linear + attention * longest / UNIT_TOKENS + cache * units)
+        length = longest / UNIT_TOKENS
+        padded = texts * length
+        units = padded if tokens is None else tokens / UNIT_TOKENS
+        return fixed + units * (linear + cache * units) + attention * padded * length
 
     def seconds_a_text(self, longest: int, most: int) -> float:
         """Seconds of one worker for a text of `longest` tokens, in the best batch of at most `most` texts."""
         return min(self.predict(texts, longest) / texts for texts in range(1, most + 1))
 
-    def observe(self, texts: int, longest: int, seconds: float) -> None:
-        """Learn from a call that took `seconds`."""
+    def observe(self, texts: int, longest: int, seconds: float, tokens: int | None = None) -> None:
+        """Learn from a call that took `seconds`; the rest as in `predict`."""
         with self._learning:
             if self.calls == 0:
-                scale = seconds / self.predict(texts, longest)
+                scale = seconds / self.predict(texts, longest, tokens)
                 for believed in _BELIEVED:
-                    self._add(*believed, scale * self.predict(*believed), weight=_BELIEF, kept=1.0)
-            self._add(texts, longest, seconds, weight=1.0, kept=1 - 1 / MEMORY_CALLS)
+                    self._add(*believed, None, scale * self.predict(*believed), weight=_BELIEF, kept=1.0)
+            self._add(texts, longest, tokens, seconds, weight=1.0, kept=1 - 1 / MEMORY_CALLS)
             self.calls += 1
             if self.calls <= 64 or self.calls % 32 == 0:
                 self._solve()
@@ -75,11 +84,15 @@ class CostModel:
         with self._learning:
             return CostState(matrix=self._matrix, vector=self._vector, calls=self.calls)
 
-    def _add(self, texts: int, longest: int, seconds: float, *, weight: float, kept: float) -> None:
+    def _add(  # noqa: PLR0913 - a call, and how much it counts
+        self, texts: int, longest: int, tokens: int | None, seconds: float, *, weight: float, kept: float
+    ) -> None:
         # Plain floats: this runs after every call, and numpy costs more than it saves on four terms.
         seconds = max(seconds, 1e-6)
-        units = texts * longest / UNIT_TOKENS
-        row = (1 / seconds, units / seconds, units * longest / (UNIT_TOKENS * seconds), units * units / seconds)
+        length = longest / UNIT_TOKENS
+        padded = texts * length
+        units = padded if tokens is None else tokens / UNIT_TOKENS
+        row = (1 / seconds, units / seconds, padded * length / seconds, units * units / seconds)
         products = [weight * a * b for a in row for b in row]
         self._matrix = [kept * old + new for old, new in zip(self._matrix, products, strict=True)]
         self._vector = [kept * old + weight * new for old, new in zip(self._vector, row, strict=True)]

@@ -38,13 +38,21 @@ class ServedModel:
     reference: str = field(init=False)
     """`name@version`, as every answer carries it."""
 
+    unpadded: bool = field(init=False)
+    """Its calls compute no padding."""
+
     def __post_init__(self) -> None:
         self.reference = str(self.manifest.id)
+        self.unpadded = self.classifier.artifact.unpadded
 
     @property
     def manifest(self) -> Manifest:
         """The version that answers."""
         return self.classifier.manifest
+
+    def computed_tokens(self, texts: int, longest: int, tokens: int) -> int:
+        """How many tokens a call computes, of `texts` texts with `tokens` tokens in all and `longest` in one."""
+        return tokens if self.unpadded else texts * longest
 
     def estimate_s(self, item: TextItem) -> float:
         """Predicted seconds of a text alone, before it is tokenised."""

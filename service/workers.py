@@ -42,6 +42,12 @@ class Ran:
     """What the call cost, on the model's own clock."""
     lone: bool = False
 
+    def size(self) -> tuple[int, int]:
+        """Tokens of the longest text, and how many the call computed."""
+        lengths = [len(item.encoded) for item in self.items]
+        longest = max(lengths)
+        return longest, self.items[0].job.model.computed_tokens(len(lengths), longest, sum(lengths))
+
 
 @dataclass(eq=False)
 class Worker:
@@ -156,8 +162,8 @@ class WorkerPool:
                     self._running -= 1
                 self._on_ran(ran)
                 if not ran.lone:
-                    longest = max(len(item.encoded) for item in ran.items)
-                    ran.items[0].job.model.cost.observe(len(ran.items), longest, ran.work_s)
+                    longest, tokens = ran.size()
+                    ran.items[0].job.model.cost.observe(len(ran.items), longest, ran.work_s, tokens)
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
             with self._work:
                 if worker.called != math.inf:

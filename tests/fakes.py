@@ -32,6 +32,7 @@ def fake_manifest(
     pair: bool = False,
     scores: ScoreContract | None = None,
     batch_invariant: bool = True,
+    unpadded: bool = False,
     max_length: int = 64,
 ) -> Manifest:
     """A valid manifest of a version that no store holds."""
@@ -42,6 +43,7 @@ def fake_manifest(
         precision="fp32",
         method="fake",
         batch_invariant=batch_invariant,
+        unpadded=unpadded,
         max_logit_difference=0.0,
         agreement=1.0,
         dev_metric=1.0,

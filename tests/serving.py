@@ -14,7 +14,7 @@ from service.batcher import Item, Job
 from service.cost_model import Coefficients, CostModel
 from service.metrics import Metrics
 from service.served_model import ServedModel
-from tests.fakes import FakeClassifier
+from tests.fakes import FakeClassifier, fake_manifest
 
 # A call costs 10 ms and 1 ms for each of its tokens: two texts of 10 tokens, 30 ms together and 40 ms apart.
 CHEAPER_TOGETHER: Coefficients = (0.010, 0.128, 0.0, 0.0)
@@ -35,12 +35,13 @@ def served(
     coefficients: Coefficients = CHEAPER_TOGETHER,
     max_batch_texts: int = 8,
     metrics: Metrics | None = None,
+    unpadded: bool = False,
 ) -> ServedModel:
     """A served model whose costs are known."""
     cost = CostModel()
     cost.coefficients = coefficients
     return ServedModel(
-        classifier=classifier or FakeClassifier(),
+        classifier=classifier or FakeClassifier(fake_manifest(unpadded=unpadded)),
         lone_classifier=lone,
         cost=cost,
         instruments=(metrics or Metrics(CollectorRegistry())).for_model("fake", 1),

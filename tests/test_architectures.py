@@ -44,6 +44,7 @@ def test_theseus_builds_exports_and_serves_it(tmp_path: Path, architecture: str)
     assert done.measurements["predecessor_parity"] <= 1e-5
     assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "int8"]
     assert all(artifact.batch_invariant for artifact in manifest.artifacts)
+    assert all(artifact.unpadded == ("deberta" not in architecture) for artifact in manifest.artifacts)
     assert manifest.artifacts[0].bytes < store.manifest(done.predecessor).artifacts[0].bytes
     assert served(store, "good w1 w2")["data"]
 

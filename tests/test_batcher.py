@@ -84,6 +84,18 @@ def test_a_text_that_would_cost_more_padding_than_it_saves_stays_out(model: Serv
     assert formed(queue(short, long)) == [short]
 
 
+def test_texts_of_any_lengths_share_a_batch_where_no_padding_is_computed() -> None:
+    model = served(unpadded=True)
+    short, long = item(model, 5, arrived=0.0), item(model, 60, arrived=0.1)
+    assert formed(queue(short, long)) == [short, long]
+
+
+def test_attention_is_padded_all_the_same() -> None:
+    model = served(unpadded=True, coefficients=(0.001, 0.128, 10.0, 0.0))
+    short, long = item(model, 5, arrived=0.0), item(model, 60, arrived=0.1)
+    assert formed(queue(short, long)) == [short]
+
+
 def test_a_batch_ends_where_the_next_text_makes_it_hardly_cheaper() -> None:
     model = served(coefficients=(0.0001, 0.128, 0.0, 0.0))
     assert len(formed(queue(*(item(model) for _ in range(8))))) == 1

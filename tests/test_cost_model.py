@@ -66,3 +66,17 @@ def test_what_was_learned_survives_in_its_state() -> None:
 def test_a_state_that_is_not_one_is_refused() -> None:
     with pytest.raises(ValidationError):
         CostState.model_validate_json('{"matrix": [1], "vector": [1, 2, 3, 4], "calls": 1}')
+
+
+def test_a_call_that_computes_no_padding_costs_its_own_tokens_and_padded_attention() -> None:
+    def unpadded_cost(lengths: tuple[int, ...]) -> float:
+        return 0.001 + sum(lengths) / 128 * 0.02 + len(lengths) * (max(lengths) / 128) ** 2 * 0.004
+
+    model = CostModel()
+    calls = [(8,), (24,), (96,), (8, 64), (24, 20, 50), (12, 12, 12, 12), (5, 100, 30), (16, 8, 40, 40, 12, 9)]
+    for _ in range(60):
+        for lengths in calls:
+            model.observe(len(lengths), max(lengths), unpadded_cost(lengths), sum(lengths))
+    for lengths in (*calls, (10, 70), (30, 30, 30)):
+        predicted = model.predict(len(lengths), max(lengths), sum(lengths))
+        assert predicted == pytest.approx(unpadded_cost(lengths), rel=0.05)

@@ -8,8 +8,8 @@ Read in this order:
    pinned files of packages.
 4. `step`: what every operator is made of. `operators/`: one file per method, found by its name in a recipe.
 5. `training` (with `batches`, `loading`, `losses`): the one trainer. `layers`: a model's stack of layers.
-6. `export` (with `trimming`), `quantization`, `artifacts`: ONNX files. `evaluate`, `judgement`, `gate`, `report`:
-   what they are worth.
+6. `export` (with `trimming`, `unpadding`), `quantization`, `artifacts`: ONNX files. `evaluate`, `judgement`, `gate`,
+   `report`: what they are worth.
 7. `study`: methods compared over tasks and seeds. `cells` computes it, `records` keep it, `study_report` says what it
    found.
 8. `cli`, `demo`, `study_cli`: the commands.

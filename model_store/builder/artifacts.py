@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from model_store.builder.step import StepContext
+from model_store.builder.unpadding import is_unpadded
 from model_store.classifier import OnnxClassifier
 from model_store.manifest import TOKENIZER_FILE, Artifact, FileDigest, Manifest, Precision
 from model_store.store import StoredVersion, digest_file
@@ -31,6 +32,7 @@ def new_artifact(folder: Path, file: str, precision: Precision, method: str) -> 
         precision=precision,
         method=method,
         batch_invariant=False,
+        unpadded=is_unpadded(folder / file),
         max_logit_difference=0.0,
         agreement=0.0,
         dev_metric=0.0,

@@ -17,8 +17,10 @@ from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidat
 from model_store.builder.errors import ExportError
 from model_store.builder.evaluate import largest_difference, measured, run_classifier, sample, time_alone
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
+from model_store.builder.operators.export import Parameters
 from model_store.builder.step import Figures, StepContext
 from model_store.builder.trimming import trim_last_layer
+from model_store.builder.unpadding import write_unpadded
 from model_store.classifier import Logits
 from model_store.encoding import EncodedText, TextEncoder
 from model_store.manifest import TOKENIZER_FILE
@@ -27,7 +29,7 @@ PARITY_ROWS = 256
 TIMING_TEXTS = 50
 
 
-def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int, trim: bool) -> Figures:
+def export_onnx(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:
     """Write `fp32.onnx` and `tokenizer.json`, and what the file is worth on dev.
 
     Raises:
@@ -36,9 +38,11 @@ def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int,
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=context.scratch) as aside:
         model = load_classifier(parent, context).eval()
-        trimmed = trim and trim_last_layer(model)
-        _export(model, Path(aside), opset)
-        shutil.copyfile(Path(aside) / "model.onnx", output / FP32_FILE)
+        trimmed = parameters.trim and trim_last_layer(model)
+        _export(model, Path(aside), parameters.opset)
+        unpadded = parameters.unpad and write_unpadded(Path(aside) / "model.onnx", output / FP32_FILE)
+        if not unpadded:
+            shutil.copyfile(Path(aside) / "model.onnx", output / FP32_FILE)
         save_tokenizer(parent, Path(aside))
         shutil.copyfile(Path(aside) / TOKENIZER_FILE, output / TOKENIZER_FILE)
     classifier = open_candidate(output, new_artifact(output, FP32_FILE, "fp32", "export"), context)
@@ -50,7 +54,7 @@ def export_onnx(parent: Path, output: Path, context: StepContext, *, opset: int,
     artifact = measured(classifier, context.data)
     (latency,) = time_alone([classifier], sample(dev, TIMING_TEXTS))
     write_artifacts(output, [artifact.model_copy(update={"max_logit_difference": parity, "latency": (latency,)})])
-    return {"parity": parity, "parity_rows": len(some), "trimmed": trimmed}
+    return {"parity": parity, "parity_rows": len(some), "trimmed": trimmed, "unpadded": unpadded}
 
 
 def torch_logits(model: PreTrainedModel, encoded: Sequence[EncodedText]) -> Logits:

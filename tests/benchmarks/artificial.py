@@ -12,7 +12,7 @@ from typing import Literal
 
 from tokenizers import BertWordPieceTokenizer
 
-from model_store.errors import ModelNotFoundError
+from model_store.errors import ModelNotFoundError, SuccessorError
 from model_store.manifest import (
     TOKENIZER_FILE,
     Artifact,
@@ -43,7 +43,7 @@ def artificial_subject(store: ModelStore, layers: int, method: Method, texts: li
 
     Its vocabulary is that of the texts, so that they get as many tokens as they would from a tokenizer that knows them.
     """
-    name = f"random-{layers}-layers-{method}-{zlib.crc32(''.join(texts).encode()):08x}"
+    name = f"random-{layers}-layers-{method}-unpadded-{zlib.crc32(''.join(texts).encode()):08x}"
     try:
         model = store.resolve(name)
     except ModelNotFoundError:
@@ -66,6 +66,7 @@ def _publish(store: ModelStore, name: str, layers: int, method: Method, texts: l
             precision="int8",
             method=method,
             batch_invariant=method == "per-token",  # `engine` compares the answers of every arrangement
+            unpadded=True,
             max_logit_difference=0.0,
             agreement=1.0,
             dev_metric=0.0,
@@ -106,6 +107,8 @@ def _export(path: Path, layers: int) -> None:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
+    from model_store.builder.unpadding import write_unpadded
+
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=_VOCABULARY,
@@ -117,18 +120,21 @@ def _export(path: Path, layers: int) -> None:
     )
     model = BertForSequenceClassification(config).eval()
     sample = tuple(torch.ones(2, 8, dtype=torch.long) for _ in _INPUTS)
+    padded = path.with_name("padded.onnx")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns about every shape that it takes for a constant
         torch.onnx.export(
             model,
             sample,
-            str(path),
+            str(padded),
             input_names=list(_INPUTS),
             output_names=["logits"],
             dynamic_axes={name: {0: "batch", 1: "tokens"} for name in _INPUTS} | {"logits": {0: "batch"}},
             opset_version=17,
             dynamo=False,
         )
+    if not write_unpadded(padded, path):
+        raise SuccessorError("the benchmark's own model can't be unpadded: its export has changed")
 
 
 def _quantize(source: Path, target: Path, method: Method) -> None:

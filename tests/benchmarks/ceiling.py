@@ -51,18 +51,25 @@ def fitted_cost(engine: EngineAlone, callers: int) -> CostModel:
 
 def share_of_engine(engine: EngineAlone, connections: int, callers: int) -> float:
     """The closed loop's rate without overhead ÷ the best arrangement's, both with the same fitted costs."""
-    model = served(max_batch_texts=max(_TEXTS) if engine.subject.artifact.batch_invariant else 1)
+    artifact = engine.subject.artifact
+    model = served(max_batch_texts=max(_TEXTS) if artifact.batch_invariant else 1)
+    model.unpadded = artifact.unpadded
     model.cost = fitted_cost(engine, callers)
     lengths = [len(text) for text in engine.subject.encoded]
-    batches = BATCHES if engine.subject.artifact.batch_invariant else (1,)
+    batches = BATCHES if artifact.batch_invariant else (1,)
     ordered = sorted(lengths)
-    best = max(callers * len(lengths) / _seconds(model.cost, ordered, batch) for batch in batches)
+    best = max(callers * len(lengths) / _seconds(model, ordered, batch) for batch in batches)
     return ClosedLoop(model, lengths, connections, callers).rate(_ANSWERS) / best
 
 
-def _seconds(cost: CostModel, lengths: Sequence[int], batch: int) -> float:
-    parts = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    return sum(cost.predict(len(part), max(part)) for part in parts)
+def _seconds(model: ServedModel, lengths: Sequence[int], batch: int) -> float:
+    return sum(_call(model, lengths[start : start + batch]) for start in range(0, len(lengths), batch))
+
+
+def _call(model: ServedModel, lengths: Sequence[int]) -> float:
+    longest = max(lengths)
+    tokens = model.computed_tokens(len(lengths), longest, sum(lengths))
+    return model.cost.predict(len(lengths), longest, tokens)
 
 
 @dataclass
@@ -93,7 +100,7 @@ class ClosedLoop:
                 batch = form_batch(waiting, now, math.ceil(len(waiting) / self.workers)).batch
                 waiting.remove(batch)
                 idle -= 1
-                seconds = self.model.cost.predict(len(batch), max(len(one.encoded) for one in batch))
+                seconds = _call(self.model, [len(one.encoded) for one in batch])
                 heapq.heappush(running, (now + seconds, done + len(running), batch))
             now, _, batch = heapq.heappop(running)
             idle += 1

@@ -21,10 +21,11 @@ class Parameters(StepParameters):
     trim: bool = Field(
         default=True, description="compute the last layer at position 0 alone where the head reads only that: lossless"
     )
+    unpad: bool = Field(default=True, description="compute no padding: texts of any lengths share a batch, lossless")
 
 
 def apply(parameters: Parameters, parent: Path, output: Path, context: StepContext) -> Figures:
     """Export, then compare the file's logits with torch's on dev texts."""
     from model_store.builder.export import export_onnx
 
-    return export_onnx(parent, output, context, opset=parameters.opset, trim=parameters.trim)
+    return export_onnx(parameters, parent, output, context)
