@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from service.workers import Outcome, Ran, Worker, WorkerPool
 log = structlog.get_logger(__name__)
 
 WATCHDOG_S = 0.05
+# Gauges are set and observations flushed at every tenth look of the watchdog: half a second.
+_LOOKS_A_SAMPLE = 10
 # With this many calls that never came back, for each worker, no more workers are started: replace the process.
 _STUCK_FOR_EACH_WORKER = 4
 # A predicted wait counts this many times against a deadline: the prediction is a mean.
@@ -165,6 +168,10 @@ class Engine:
         """The caller hung up: what was not computed yet never will be."""
         self._end(job, ClientGoneError("the client closed the connection before the answer"))
 
+    def sample(self) -> None:
+        """Set this process's gauges and put in what it observed: now and then by itself, and before a scrape."""
+        self._metrics.sample(self._pool.depth)
+
     async def drain(self) -> None:
         """Wait until every job that was accepted has its answer."""
         while self._jobs:
@@ -210,13 +217,12 @@ class Engine:
 
     def _account(self, ran: Ran) -> None:
         instruments = ran.items[0].job.model.instruments
-        lengths = [len(item.encoded) for item in ran.items]
-        padded = len(lengths) * max(lengths)
+        _, computed = ran.size()
         seconds = ran.ended - ran.started
         instruments.inference.observe(seconds)
-        instruments.batch_texts.observe(len(lengths))
-        instruments.batch_tokens.observe(padded)
-        instruments.padding.observe(1 - sum(lengths) / padded)
+        instruments.batch_texts.observe(len(ran.items))
+        instruments.batch_tokens.observe(computed)
+        instruments.padding.observe(1 - sum(len(item.encoded) for item in ran.items) / computed)
         if not ran.lone:
             predicted = sum(item.estimate_s for item in ran.items)
             self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
@@ -267,18 +273,19 @@ class Engine:
             self._end(item.job, WorkerLostError("the worker that ran this request was lost: send it again"))
 
     async def _watch(self) -> None:
-        """Give up calls that do not come back and jobs whose deadline has passed, and set the gauges.
+        """Give up calls that do not come back and jobs whose deadline has passed, and now and then take a sample.
 
         Workers look at deadlines themselves: a job that this finds a little late is not computed any more.
         """
-        while True:
+        for look in itertools.count():
             await asyncio.sleep(WATCHDOG_S)
             now = self.clock()
             for worker in [one for one in self._pool.live if now - one.called > self._stuck_call_s]:
                 self._give_up(worker)
             for job in [one for one in self._jobs if one.deadline <= now]:
                 self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
-            self._metrics.sample(self._pool.depth)
+            if look % _LOOKS_A_SAMPLE == 0:
+                self.sample()
 
     def _give_up(self, worker: Worker) -> None:
         items = self._pool.give_up(worker)

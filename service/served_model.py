@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,8 +12,40 @@ from model_store.manifest import Manifest
 from service.cost_model import CostModel
 from service.metrics import ModelInstruments
 
+# After a longer pause the second thread of a lone call is woken so late that one core alone is sooner done.
+LONE_WITHIN_S = 0.005
+# How long lone calls are left off where one core was faster.
+LONE_PAUSE_S = 10.0
+# The mean of a lone call's time ÷ one core's: its first value, the weight of the newest call, the most one counts.
+_LONE_SHARE, _LONE_WEIGHT, _LONE_MOST = 0.9, 0.05, 2.0
 # Special tokens, roughly: what a text costs beyond its characters.
 _FIXED_TOKENS = 3
+
+
+@dataclass(slots=True)
+class LoneSession:
+    """The same file with all cores for one call, and whether that pays just now; workers change it.
+
+    What was measured when it was loaded is not for ever: neighbours come, and a thread that spins meets them worse.
+    """
+
+    classifier: Classifier
+    ended: float = -math.inf
+    """When the version's last call ended."""
+    share: float = _LONE_SHARE
+    """Seconds of its calls ÷ those predicted for one core: a mean that forgets."""
+    left_off_until: float = -math.inf
+
+    def pays(self, now: float) -> bool:
+        """Whether a lone request takes it."""
+        return now - self.ended <= LONE_WITHIN_S and now >= self.left_off_until
+
+    def learn(self, seconds: float, predicted: float, now: float) -> None:
+        """Note one of its calls."""
+        self.share += _LONE_WEIGHT * (min(_LONE_MOST, seconds / predicted) - self.share)
+        if self.share > 1:
+            self.left_off_until = now + LONE_PAUSE_S
+            self.share = _LONE_SHARE
 
 
 @dataclass(eq=False)
@@ -21,8 +54,8 @@ class ServedModel:
 
     classifier: Classifier
     """Computes on the calling thread; all workers share it."""
-    lone_classifier: Classifier | None
-    """The same file with all cores for one call, where a second copy of its weights is allowed."""
+    lone: LoneSession | None
+    """Where a second copy of its weights is allowed, and was faster."""
     cost: CostModel
     instruments: ModelInstruments
     work_clock: Callable[[], float]

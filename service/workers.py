@@ -42,6 +42,15 @@ class Ran:
     """What the call cost, on the model's own clock."""
     lone: bool = False
 
+    def learn(self) -> None:
+        """Tell the model what the call cost."""
+        model = self.items[0].job.model
+        longest, tokens = self.size()
+        if model.lone is not None and self.lone:
+            model.lone.learn(self.ended - self.started, model.cost.predict(1, longest), self.ended)
+        else:
+            model.cost.observe(len(self.items), longest, self.work_s, tokens)
+
     def size(self) -> tuple[int, int]:
         """Tokens of the longest text, and how many the call computed."""
         lengths = [len(item.encoded) for item in self.items]
@@ -161,9 +170,7 @@ class WorkerPool:
                     worker.called = math.inf
                     self._running -= 1
                 self._on_ran(ran)
-                if not ran.lone:
-                    longest, tokens = ran.size()
-                    ran.items[0].job.model.cost.observe(len(ran.items), longest, ran.work_s, tokens)
+                ran.learn()
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
             with self._work:
                 if worker.called != math.inf:
@@ -243,11 +250,16 @@ class WorkerPool:
         items = worker.batch
         model = items[0].job.model
         started = worker.called
-        lone = model.lone_classifier is not None and started - self._crowded > LONE_AFTER_S
-        classifier = model.lone_classifier if lone and model.lone_classifier else model.classifier
+        lone = model.lone if started - self._crowded > LONE_AFTER_S else None
+        if lone is not None and not lone.pays(started):
+            lone = None
+        classifier = model.classifier if lone is None else lone.classifier
         begun = model.work_clock()
         outcomes = run_isolated(classifier, items)
-        return Ran(items, outcomes, started, self._clock(), model.work_clock() - begun, lone)
+        work_s, ended = model.work_clock() - begun, self._clock()
+        if model.lone is not None:
+            model.lone.ended = ended
+        return Ran(items, outcomes, started, ended, work_s, lone is not None)
 
 
 def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:

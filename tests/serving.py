@@ -13,7 +13,7 @@ from model_store.encoding import EncodedText, TextItem
 from service.batcher import Item, Job
 from service.cost_model import Coefficients, CostModel
 from service.metrics import Metrics
-from service.served_model import ServedModel
+from service.served_model import LoneSession, ServedModel
 from tests.fakes import FakeClassifier, fake_manifest
 
 # A call costs 10 ms and 1 ms for each of its tokens: two texts of 10 tokens, 30 ms together and 40 ms apart.
@@ -42,7 +42,7 @@ def served(
     cost.coefficients = coefficients
     return ServedModel(
         classifier=classifier or FakeClassifier(fake_manifest(unpadded=unpadded)),
-        lone_classifier=lone,
+        lone=None if lone is None else LoneSession(lone),
         cost=cost,
         instruments=(metrics or Metrics(CollectorRegistry())).for_model("fake", 1),
         work_clock=time.thread_time,

@@ -184,6 +184,25 @@ def test_a_job_that_passes_its_deadline_in_the_queue_fails_and_is_never_computed
     run(scenario)
 
 
+def test_deadlines_are_looked_at_more_often_than_gauges_are_set() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench() as it:
+            await true(lambda: it.sample("successor_resident_memory_bytes") > 0)
+            jobs = [it.submit(served(classifier), text) for text in ("first", "second")]
+            late = it.submit(served(classifier), "late", timeout_s=5)
+            it.clock.now += 6
+            assert isinstance(await failure(late.future), DeadlineExceededError)
+            assert it.sample("successor_queue_depth") == 0
+            await begun(classifier)
+            it.engine.sample()
+            assert it.sample("successor_queue_depth") >= 1
+            classifier.release()
+            await asyncio.gather(*(job.future for job in jobs))
+
+    run(scenario)
+
+
 def test_a_deadline_in_the_past_is_refused_at_once() -> None:
     async def scenario() -> None:
         async with bench() as it:
@@ -339,23 +358,25 @@ def test_a_server_whose_calls_keep_getting_stuck_is_not_able_any_more() -> None:
     run(scenario)
 
 
-def test_a_lone_request_takes_the_session_with_all_cores_and_one_in_a_crowd_does_not() -> None:
+def test_a_lone_request_takes_the_session_with_all_cores_and_one_in_a_crowd_or_after_a_pause_does_not() -> None:
     async def scenario() -> None:
-        shared, lone = FakeClassifier(blocked=True), FakeClassifier(blocked=True)
+        shared, lone = FakeClassifier(), FakeClassifier(blocked=True)
         model = served(shared, lone=lone)
         async with bench(workers=2) as it:
+            await it.submit(model, "before all").future
             first = it.submit(model, "first")
             await begun(lone)
-            second = it.submit(model, "second")
-            await begun(shared)
+            await it.submit(model, "beside it").future
             lone.release()
-            shared.release()
-            await asyncio.gather(first.future, second.future)
+            await first.future
             await it.submit(model, "soon after").future
             it.clock.now += 1
             await it.submit(model, "much later").future
-        assert [batch[0] for batch in lone.batches] == [fake_ids("first"), fake_ids("much later")]
-        assert [batch[0] for batch in shared.batches] == [fake_ids("second"), fake_ids("soon after")]
+            await it.submit(model, "right after").future
+        assert [batch[0] for batch in lone.batches] == [fake_ids("first"), fake_ids("right after")]
+        assert [batch[0] for batch in shared.batches] == [
+            fake_ids(text) for text in ("before all", "beside it", "soon after", "much later")
+        ]
 
     run(scenario)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import Metrics
+from service.metrics import BulkHistogram, Metrics
 
 
 def test_every_instrument_is_exposed_with_its_description() -> None:
@@ -50,6 +53,41 @@ def test_a_sample_sets_depth_and_memory() -> None:
     Metrics(registry).sample(7)
     assert registry.get_sample_value("successor_queue_depth") == 7
     assert (registry.get_sample_value("successor_resident_memory_bytes") or 0) > 1_000_000
+
+
+def test_values_put_in_together_count_as_those_put_in_one_by_one() -> None:
+    together, apart = CollectorRegistry(), CollectorRegistry()
+    values = [0.0, 1.0, 1.0, 1.5, 2.0, 2.5, 4.0, 4.25, 1e9, -1.0]
+    BulkHistogram("a", "…", ("of",), buckets=(1, 2, 3, 4), registry=together).labels("one").observe_all(values)
+    one_by_one = Histogram("a", "…", ("of",), buckets=(1, 2, 3, 4), registry=apart).labels("one")
+    for value in values:
+        one_by_one.observe(value)
+
+    def series(registry: CollectorRegistry) -> list[str]:
+        return [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+
+    assert series(together) == series(apart)
+
+
+def test_a_scrape_waits_for_what_another_thread_is_putting_in() -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class Slow(BulkHistogram):
+        def observe_all(self, values: Sequence[float]) -> None:
+            begun.set()
+            goes_on.wait()
+            super().observe_all(values)
+
+    metrics = Metrics(registry := CollectorRegistry())
+    metrics.total = Slow("slow", "…", ("model", "version"), registry=registry)
+    metrics.for_model("a", 1).total.observe(0.1)
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(metrics.flush)
+        begun.wait()
+        scrape = threads.submit(metrics.values)
+        wait([scrape], timeout=0.1)
+        goes_on.set()
+    assert scrape.result()["slow_count", "a", "1"] == 1
 
 
 def test_two_processes_can_each_have_their_own() -> None:

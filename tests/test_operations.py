@@ -112,6 +112,12 @@ def test_metrics_have_the_series_of_loaded_models(client: WebClient) -> None:
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     assert 'successor_texts_total{model="tiny",version="1"} 1.0' in response.text
+    assert 'successor_request_seconds_count{model="tiny",version="1"} 1.0' in response.text
+
+
+def test_a_scrape_sees_how_many_texts_wait_now(client: WebClient) -> None:
+    client.service.metrics.queue_depth.set(7)
+    assert "successor_queue_depth 0.0" in client.get("/metrics").text
 
 
 def test_an_alias_is_moved_and_served_before_the_answer(administered: WebClient, store: ModelStore) -> None:

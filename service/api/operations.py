@@ -140,7 +140,8 @@ async def ready(service: Running, response: Response) -> Health:
 
 @router.get("/metrics", tags=["health"], response_class=Response, dependencies=permitted("metrics"))
 async def metrics(service: Running) -> Response:
-    """Prometheus text, of all server processes."""
+    """Prometheus text, of all server processes; gauges and histograms of the others are up to half a second old."""
+    service.engine.sample()
     return Response(await asyncio.to_thread(service.metrics.expose), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
@@ -189,7 +190,7 @@ def cards(table: Table, threads: int, provider: str) -> list[ModelCard]:
             max_length=served.manifest.inputs.max_length,
             provider=provider,
             threads=threads,
-            lone_session=served.lone_classifier is not None,
+            lone_session=served.lone is not None,
         )
         for model, served in sorted(table.models.items(), key=lambda entry: str(entry[0]))
     ]
