@@ -26,6 +26,8 @@ Logits = NDArray[np.float32]
 Scores = NDArray[np.float32]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# How long the threads of a session with several spin after a call, waiting for the next one.
+SPIN_US = 5_000
 _REQUIRED_INPUTS = {"input_ids", "attention_mask"}
 _OPTIONAL_INPUTS = {"token_type_ids"}
 _RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
@@ -59,8 +61,8 @@ class OnnxClassifier:
     Args:
         version: an opened (verified) version.
         provider: an execution provider of ONNX Runtime, as `choose_provider` returns it.
-        intra_op_threads: threads inside one call; with 1, `run` computes on the calling thread. More of them spin until
-            the call ends.
+        intra_op_threads: threads inside one call; with 1, `run` computes on the calling thread. More of them spin during
+            a call and for `SPIN_US` after it.
         artifact: the file to load; by default the manifest's choice for the provider.
         io_binding: hand inputs and outputs to the provider without the runtime's own copies; by default, off the CPU.
     """
@@ -145,10 +147,10 @@ def open_session(model: str, provider: str, intra_op_threads: int) -> onnxruntim
     options.log_severity_level = 3
     # Without VNNI, u8×s8 products saturate in 16 bits and give wrong answers (onnxruntime issue 6004); this avoids it.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    # To wake another thread for every operator takes longer than it saves. Without the second entry it would go on
-    # spinning after the call, for some 40 ms.
+    # To wake another thread for every operator, or every call, takes longer than it saves. Without the second entry it
+    # would go on spinning for some 40 ms after a call.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if intra_op_threads > 1 else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     try:
         # On a CPU one kernel for residual, bias and normalisation is slower than three: a tenth of an int8 file's time.
         unwanted = ["SkipLayerNormFusion"] if provider == PROVIDERS["cpu"] else []

@@ -6,18 +6,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from model_store.classifier import Classifier
+from model_store.classifier import SPIN_US, Classifier
 from model_store.encoding import TextItem
 from model_store.manifest import Manifest
 from service.cost_model import CostModel
 from service.metrics import ModelInstruments
 
-# After a longer pause the second thread of a lone call is woken so late that one core alone is sooner done.
-LONE_WITHIN_S = 0.005
-# How long lone calls are left off where one core was faster.
-LONE_PAUSE_S = 10.0
-# The mean of a lone call's time ÷ one core's: its first value, the weight of the newest call, the most one counts.
-_LONE_SHARE, _LONE_WEIGHT, _LONE_MOST = 0.9, 0.05, 2.0
+# After a longer pause the other threads of a lone call sleep, and are woken so late that one core alone is sooner done.
+LONE_WITHIN_S = SPIN_US / 1e6
+# Of lone calls, every so many tries what was slower lately.
+TRY_EVERY = 16
+# The weight of the newest call in a mean, and the most that one counts.
+_LONE_WEIGHT, _LONE_MOST = 0.1, 2.0
 # Special tokens, roughly: what a text costs beyond its characters.
 _FIXED_TOKENS = 3
 
@@ -32,20 +32,29 @@ class LoneSession:
     classifier: Classifier
     ended: float = -math.inf
     """When the version's last call ended."""
-    share: float = _LONE_SHARE
-    """Seconds of its calls ÷ those predicted for one core: a mean that forgets."""
-    left_off_until: float = -math.inf
+    calls: int = 0
+    """Of requests that could take it."""
+    one_core: float = 1.0
+    """Seconds of those that did not ÷ those predicted: a mean that forgets."""
+    all_cores: float = 0.9
+    """The same of those that did."""
 
-    def pays(self, now: float) -> bool:
-        """Whether a lone request takes it."""
-        return now - self.ended <= LONE_WITHIN_S and now >= self.left_off_until
+    def may(self, now: float) -> bool:
+        """Whether a lone request could take it: its threads are not asleep for long."""
+        return now - self.ended <= LONE_WITHIN_S
 
-    def learn(self, seconds: float, predicted: float, now: float) -> None:
-        """Note one of its calls."""
-        self.share += _LONE_WEIGHT * (min(_LONE_MOST, seconds / predicted) - self.share)
-        if self.share > 1:
-            self.left_off_until = now + LONE_PAUSE_S
-            self.share = _LONE_SHARE
+    def takes(self) -> bool:
+        """Whether the next request that could take it does: what was faster lately, now and then the other."""
+        self.calls += 1
+        return (self.all_cores <= self.one_core) != (self.calls % TRY_EVERY == 0)
+
+    def learn(self, seconds: float, predicted: float, *, all_cores: bool) -> None:
+        """Note the call of a request that could take it."""
+        share = min(_LONE_MOST, seconds / predicted)
+        if all_cores:
+            self.all_cores += _LONE_WEIGHT * (share - self.all_cores)
+        else:
+            self.one_core += _LONE_WEIGHT * (share - self.one_core)
 
 
 @dataclass(eq=False)

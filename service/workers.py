@@ -40,15 +40,19 @@ class Ran:
     ended: float = 0.0
     work_s: float = 0.0
     """What the call cost, on the model's own clock."""
+    alone: bool = False
+    """It was a lone request's, and could take all cores."""
     lone: bool = False
+    """It did."""
 
     def learn(self) -> None:
         """Tell the model what the call cost."""
         model = self.items[0].job.model
         longest, tokens = self.size()
-        if model.lone is not None and self.lone:
-            model.lone.learn(self.ended - self.started, model.cost.predict(1, longest), self.ended)
-        else:
+        if model.lone is not None and self.alone:
+            predicted = model.cost.predict(1, longest)
+            model.lone.learn(self.ended - self.started, predicted, all_cores=self.lone)
+        if not self.lone:
             model.cost.observe(len(self.items), longest, self.work_s, tokens)
 
     def size(self) -> tuple[int, int]:
@@ -251,15 +255,15 @@ class WorkerPool:
         model = items[0].job.model
         started = worker.called
         lone = model.lone if started - self._crowded > LONE_AFTER_S else None
-        if lone is not None and not lone.pays(started):
-            lone = None
-        classifier = model.classifier if lone is None else lone.classifier
+        alone = lone is not None and lone.may(started)
+        all_cores = lone is not None and alone and lone.takes()
+        classifier = lone.classifier if lone is not None and all_cores else model.classifier
         begun = model.work_clock()
         outcomes = run_isolated(classifier, items)
         work_s, ended = model.work_clock() - begun, self._clock()
         if model.lone is not None:
             model.lone.ended = ended
-        return Ran(items, outcomes, started, ended, work_s, lone is not None)
+        return Ran(items, outcomes, started, ended, work_s, alone, all_cores)
 
 
 def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:

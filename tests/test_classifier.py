@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from model_store.classifier import (
     PROVIDERS,
+    SPIN_US,
     OnnxClassifier,
     check_runtime_installation,
     choose_provider,
@@ -134,12 +135,15 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("threads", "spin"), [(1, "0"), (2, "1")])
-def test_threads_of_one_call_spin_until_it_ends_and_a_single_one_has_nobody_to_wait_for(
+def test_threads_of_one_call_spin_for_a_while_after_it_and_a_single_one_has_nobody_to_wait_for(
     store: ModelStore, tiny: ModelId, threads: int, spin: str
 ) -> None:
     session = open_session(str(store.open(tiny).folder / MODEL_FILE), PROVIDERS["cpu"], threads)
     entry = session.get_session_options().get_session_config_entry
-    assert (entry("session.intra_op.allow_spinning"), entry("session.force_spinning_stop")) == (spin, "1")
+    assert (entry("session.intra_op.allow_spinning"), entry("session.intra_op.spin_duration_us")) == (
+        spin,
+        str(SPIN_US),
+    )
 
 
 def test_a_provider_that_can_not_be_started_is_an_error_and_never_a_quiet_fall_back(

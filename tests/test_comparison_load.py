@@ -5,9 +5,11 @@ import errno
 import itertools
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +226,64 @@ def test_an_open_loop_sends_no_request_before_it_is_due() -> None:
         replies = opened(server.url, [0.0, 0.01, 0.02])
     assert [round(reply.due - replies[0].due, 6) for reply in replies] == [0.0, 0.01, 0.02]
     assert all(reply.sent >= reply.due for reply in replies)
+
+
+@pytest.mark.parametrize("max_connections", [1, 8])
+def test_a_server_that_goes_away_ends_an_open_loop_before_the_next_request_is_due(max_connections: int) -> None:
+    with (
+        StubServer(classify=lambda _: None) as server,
+        pytest.raises(LoadError, match="closed the connection without an answer"),
+    ):
+        opened(server.url, [0.0, 3_600], max_connections)
+    assert len(server.asked) == 1
+    assert open_timers() == []
+
+
+def test_an_open_loop_that_is_cancelled_ends_before_the_next_request_is_due() -> None:
+    second = asyncio.Event()
+
+    def two_requests(url: str) -> Iterator[bytes]:
+        first, last = requests(url, 2)
+        yield first
+        second.set()
+        yield last
+
+    async def cancel(url: str) -> None:
+        async with Client(url, 1) as client:
+            loop = asyncio.create_task(client.open_loop(two_requests(url), [0.0, 0.001, 3_600]))
+            await second.wait()
+            loop.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await loop
+
+    with StubServer() as server:
+        run(cancel(server.url))
+    assert open_timers() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="policies of Linux")
+def test_a_load_leaves_its_thread_as_it_was_and_an_open_loop_may_go_before_all_others_meanwhile() -> None:
+    policies: list[int] = []
+
+    def asked(url: str) -> Iterator[bytes]:
+        for request in requests(url, 2):
+            policies.append(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
+            yield request
+
+    async def drive(url: str) -> None:
+        async with Client(url, 1) as client:
+            await client.closed_loop(asked(url))
+            await client.open_loop(asked(url), [0.0, 0.001])
+
+    with StubServer() as server:
+        run(drive(server.url))
+    assert policies[:2] == [os.SCHED_OTHER] * 2
+    assert set(policies[2:]) in ({os.SCHED_FIFO}, {os.SCHED_OTHER})  # as this user may
+    assert os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+
+
+def open_timers() -> list[str]:
+    return [name for link in Path("/proc/self/fd").glob("*") if "timerfd" in (name := os.path.realpath(link))]
 
 
 def test_poisson_arrivals_ascend_within_the_time_at_the_rate_and_are_the_same_for_a_seed() -> None:

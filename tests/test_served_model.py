@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.served_model import LONE_PAUSE_S, LONE_WITHIN_S, LoneSession
+from service.served_model import LONE_WITHIN_S, TRY_EVERY, LoneSession
 from tests.fakes import FakeClassifier
 
 
@@ -13,35 +13,40 @@ def lone() -> LoneSession:
     return LoneSession(FakeClassifier())
 
 
-def test_the_first_call_is_one_cores(lone: LoneSession) -> None:
-    assert not lone.pays(0.0)
+def taken(lone: LoneSession, one_core: float, all_cores: float, calls: int) -> list[bool]:
+    """Which of so many calls took all cores, where calls take these shares of what is predicted."""
+    took = []
+    for _ in range(calls):
+        took.append(lone.takes())
+        lone.learn(0.006 * (all_cores if took[-1] else one_core), 0.006, all_cores=took[-1])
+    return took
 
 
-def test_a_call_that_follows_another_soon_pays_and_one_after_a_pause_does_not(lone: LoneSession) -> None:
+def test_the_first_call_and_one_after_a_pause_are_one_cores(lone: LoneSession) -> None:
+    assert not lone.may(0.0)
     lone.ended = 10.0
-    assert lone.pays(10.0 + LONE_WITHIN_S / 2)
-    assert not lone.pays(10.0 + 2 * LONE_WITHIN_S)
+    assert lone.may(10.0 + LONE_WITHIN_S / 2)
+    assert not lone.may(10.0 + 2 * LONE_WITHIN_S)
 
 
-def test_where_one_core_is_faster_it_is_left_off_for_a_while_and_then_tried_again(lone: LoneSession) -> None:
-    lone.ended = 10.0
-    for _ in range(10):
-        lone.learn(0.012, 0.006, 10.0)
-    assert not lone.pays(10.0)
-    lone.ended = 10.0 + LONE_PAUSE_S
-    assert lone.pays(lone.ended)
+def test_where_all_cores_are_faster_most_calls_take_them_and_some_see_what_one_takes(lone: LoneSession) -> None:
+    took = taken(lone, 1.3, 1.1, 10 * TRY_EVERY)
+    assert took[-2 * TRY_EVERY :].count(False) == 2
+    assert lone.one_core > 1.15
 
 
-def test_a_single_slow_call_does_not_count_for_more_than_any(lone: LoneSession) -> None:
-    lone.ended = 10.0
-    for _ in range(20):
-        lone.learn(0.004, 0.006, 10.0)
-    lone.learn(5.0, 0.006, 10.0)
-    assert lone.pays(10.0)
+def test_where_one_core_is_faster_most_calls_take_it(lone: LoneSession) -> None:
+    took = taken(lone, 1.0, 1.9, 10 * TRY_EVERY)
+    assert took[-2 * TRY_EVERY :].count(True) == 2
 
 
-def test_calls_that_are_faster_keep_it(lone: LoneSession) -> None:
-    lone.ended = 10.0
-    for _ in range(100):
-        lone.learn(0.005, 0.006, 10.0)
-    assert lone.pays(10.0)
+def test_they_change_with_the_times(lone: LoneSession) -> None:
+    taken(lone, 1.0, 1.9, 10 * TRY_EVERY)
+    took = taken(lone, 1.2, 0.8, 40 * TRY_EVERY)
+    assert took[-TRY_EVERY:].count(True) == TRY_EVERY - 1
+
+
+def test_a_single_slow_call_counts_for_no_more_than_twice_the_predicted(lone: LoneSession) -> None:
+    taken(lone, 1.2, 0.8, 2 * TRY_EVERY)
+    lone.learn(5.0, 0.006, all_cores=True)
+    assert lone.takes()

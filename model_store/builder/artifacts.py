@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from model_store.builder.step import StepContext
-from model_store.builder.unpadding import is_unpadded
 from model_store.classifier import OnnxClassifier
 from model_store.manifest import TOKENIZER_FILE, Artifact, FileDigest, Manifest, Precision
 from model_store.store import StoredVersion, digest_file
@@ -24,6 +23,8 @@ _ARTIFACTS = TypeAdapter(tuple[Artifact, ...])
 
 def new_artifact(folder: Path, file: str, precision: Precision, method: str) -> Artifact:
     """The description of a file that has not been measured yet: the figures are those of a file of no worth."""
+    from model_store.builder.unpadding import is_unpadded
+
     sha256, size = digest_file(folder / file)
     return Artifact(
         file=file,
