@@ -61,8 +61,8 @@ class OnnxClassifier:
     Args:
         version: an opened (verified) version.
         provider: an execution provider of ONNX Runtime, as `choose_provider` returns it.
-        intra_op_threads: threads inside one call; with 1, `run` computes on the calling thread. More of them spin during
-            a call and for `SPIN_US` after it.
+        intra_op_threads: threads inside one call; with 1, `run` computes on the calling thread. More of them spin
+            within a call and for `SPIN_US` after it.
         artifact: the file to load; by default the manifest's choice for the provider.
         io_binding: hand inputs and outputs to the provider without the runtime's own copies; by default, off the CPU.
     """
