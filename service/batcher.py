@@ -76,6 +76,15 @@ class Item:
     alone: bool = False
     """A batch with it killed its worker: it runs without batch-mates from now on."""
 
+    @property
+    def length(self) -> int:
+        """What it is matched with others by: its tokens or, where only attention is padded, their power of two.
+
+        The finer this is, the longer a text of a rare length waits while others overtake it.
+        """
+        tokens = len(self.encoded)
+        return tokens.bit_length() if self.job.model.unpadded else tokens
+
 
 _Entry = tuple[float, int, Item]
 
@@ -104,7 +113,7 @@ class Waiting:
         entry = (min(item.job.deadline, item.job.arrived + self._patience_s), next(self._numbers), item)
         heapq.heappush(self._urgent, entry)
         buckets = self._by_length.setdefault(item.job.model, {})
-        length = len(item.encoded)
+        length = item.length
         if length not in buckets:
             buckets[length] = []
             insort(self._lengths.setdefault(item.job.model, []), length)
@@ -116,7 +125,7 @@ class Waiting:
         for item in items:
             item.taken = True
             self._count -= 1
-            self._prune(item.job.model, len(item.encoded))
+            self._prune(item.job.model, item.length)
         _drop_taken(self._urgent)
 
     def by_urgency(self) -> Iterator[Item]:
@@ -124,9 +133,9 @@ class Waiting:
         return _in_order(self._urgent)
 
     def nearest(self, leader: Item) -> Iterator[Item]:
-        """The other items of the leader's model, nearest in length first, most urgent first among equals."""
+        """The other items of the leader's model, nearest in `length` first, most urgent first among equals."""
         buckets, lengths = self._by_length[leader.job.model], self._lengths[leader.job.model]
-        length = len(leader.encoded)
+        length = leader.length
         right = bisect_left(lengths, length)
         left = right - 1
         while left >= 0 or right < len(lengths):

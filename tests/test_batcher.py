@@ -90,6 +90,15 @@ def test_texts_of_any_lengths_share_a_batch_where_no_padding_is_computed() -> No
     assert formed(queue(short, long)) == [short, long]
 
 
+def test_where_no_padding_is_computed_the_most_urgent_of_about_the_same_length_join() -> None:
+    model = served(unpadded=True)
+    leader, much_longer, rare, equal = (
+        item(model, tokens, arrived=moment) for tokens, moment in ((20, 0.0), (60, 0.1), (30, 0.2), (20, 0.3))
+    )
+    assert formed(queue(leader, equal, much_longer, rare), places=2) == [leader, rare]
+    assert formed(queue(leader, equal, much_longer, rare)) == [leader, rare, equal, much_longer]
+
+
 def test_attention_is_padded_all_the_same() -> None:
     model = served(unpadded=True, coefficients=(0.001, 0.128, 10.0, 0.0))
     short, long = item(model, 5, arrived=0.0), item(model, 60, arrived=0.1)
