@@ -32,6 +32,8 @@ class LoneSession:
     classifier: Classifier
     ended: float = -math.inf
     """When the version's last call ended."""
+    all_cores_ended: float = -math.inf
+    """When its own did."""
     calls: int = 0
     """Of requests that could take it."""
     one_core: float = 1.0
@@ -44,15 +46,18 @@ class LoneSession:
         return now - self.ended <= LONE_WITHIN_S
 
     def takes(self) -> bool:
-        """Whether the next request that could take it does: what was faster lately, now and then the other."""
+        """Whether the next request that could take it does: what was faster lately, now and then the other twice."""
         self.calls += 1
-        return (self.all_cores <= self.one_core) != (self.calls % TRY_EVERY == 0)
+        return (self.all_cores <= self.one_core) != (self.calls % TRY_EVERY >= TRY_EVERY - 2)
 
-    def learn(self, seconds: float, predicted: float, *, all_cores: bool) -> None:
-        """Note the call of a request that could take it."""
-        share = min(_LONE_MOST, seconds / predicted)
+    def learn(self, started: float, ended: float, predicted: float, *, all_cores: bool) -> None:
+        """Note the call of a request that could take it; one that found all cores' threads asleep says nothing."""
+        share = min(_LONE_MOST, (ended - started) / predicted)
         if all_cores:
-            self.all_cores += _LONE_WEIGHT * (share - self.all_cores)
+            awake = started - self.all_cores_ended <= LONE_WITHIN_S
+            self.all_cores_ended = ended
+            if awake:
+                self.all_cores += _LONE_WEIGHT * (share - self.all_cores)
         else:
             self.one_core += _LONE_WEIGHT * (share - self.one_core)
 

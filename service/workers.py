@@ -51,7 +51,7 @@ class Ran:
         longest, tokens = self.size()
         if model.lone is not None and self.alone:
             predicted = model.cost.predict(1, longest)
-            model.lone.learn(self.ended - self.started, predicted, all_cores=self.lone)
+            model.lone.learn(self.started, self.ended, predicted, all_cores=self.lone)
         if not self.lone:
             model.cost.observe(len(self.items), longest, self.work_s, tokens)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -168,3 +169,77 @@ def test_a_graph_without_products_of_tokens_is_left_as_it_is(tmp_path: Path) -> 
     onnx.save(helper.make_model(helper.make_graph(nodes, "tiny", inputs, [output], [table])), str(source))
     assert not write_unpadded(source, target)
     assert not target.exists()
+
+
+def hand_made(path: Path, nodes: list[onnx.NodeProto], *, extra: tuple[str, ...] = ()) -> Path:
+    """A graph of a table, one product by a matrix, which gives `hidden`, and what a test adds to that."""
+    draw = np.random.default_rng(0)
+    constants: dict[str, NDArray[Any]] = {
+        "table": draw.normal(size=(50, 4)).astype(np.float32),
+        "matrix": draw.normal(size=(4, 4)).astype(np.float32),
+        "axis_1": np.array([1], np.int64),
+        "axis_2": np.array([2], np.int64),
+        "starts": np.array([-1], np.int64),
+        "ends": np.array([-100], np.int64),
+        "backwards": np.array([-1], np.int64),
+        "first": np.array(0, np.int64),
+    }
+    first = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("MatMul", ["embedded", "matrix"], ["product"]),
+        helper.make_node("Relu", ["product"], ["hidden"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])]
+    outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", 4]) for name in extra]
+    graph = helper.make_graph(
+        first + nodes, "made", inputs, outputs, [numpy_helper.from_array(v, n) for n, v in constants.items()]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    return path
+
+
+def test_a_sum_that_is_weighed_by_the_mask_leaves_padding_out(tmp_path: Path) -> None:
+    """As a head does that reads the mean of all tokens."""
+    summed = [
+        helper.make_node("Unsqueeze", ["attention_mask", "axis_2"], ["column"]),
+        helper.make_node("Cast", ["column"], ["weights"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["hidden", "weights"], ["weighed"]),
+        helper.make_node("ReduceSum", ["weighed", "axis_1"], ["logits"], keepdims=0),
+    ]
+    source, target = hand_made(tmp_path / "source.onnx", summed), tmp_path / "target.onnx"
+    assert write_unpadded(source, target)
+    wanted = File(source).run(batch())
+    np.testing.assert_allclose(File(target).run(batch()), wanted, atol=1e-5)
+    np.testing.assert_allclose(File(target).alone(batch()), wanted, atol=1e-5)
+
+
+def test_a_graph_that_reads_padded_places_is_left_as_it_is(tmp_path: Path) -> None:
+    """It turns each text around, so that padding comes first."""
+    turned = [
+        helper.make_node("Slice", ["hidden", "starts", "ends", "axis_1", "backwards"], ["turned"]),
+        helper.make_node("Gather", ["turned", "first"], ["logits"], axis=1),
+    ]
+    target = tmp_path / "target.onnx"
+    assert not write_unpadded(hand_made(tmp_path / "source.onnx", turned), target)
+    assert not target.exists()
+
+
+def test_a_part_of_a_shape_stays_that_part_and_further_outputs_stay_padded(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["hidden"], ["tokens"], start=1, end=2),
+        helper.make_node("Cast", ["tokens"], ["count"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["hidden", "first"], ["head"], axis=1),
+        helper.make_node("Mul", ["head", "count"], ["logits"]),
+        helper.make_node("Tanh", ["hidden"], ["states"]),
+    ]
+    source, target = hand_made(tmp_path / "source.onnx", nodes, extra=("states",)), tmp_path / "target.onnx"
+    assert write_unpadded(source, target)
+    feeds = batch()
+    np.testing.assert_allclose(File(target).run(feeds), File(source).run(feeds), atol=1e-5)
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    (states,) = session.run(["states"], feeds)
+    assert np.asarray(states).shape == (*feeds["input_ids"].shape, 4)

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+from model_store.classifier import PROVIDERS, open_session
+
 MARK = "successor.unpadded"
 """The key in a file's metadata that says so."""
 
@@ -30,6 +32,9 @@ _ELEMENTWISE = {"Abs", "Add", "Cast", "Div", "Erf", "Gelu", "Identity", "Mul", "
 _ELEMENTWISE |= {"Neg", "Reciprocal", "Tanh"}
 _SPLIT_HEADS, _SPLIT_HEADS_AND_TURN, _JOIN_HEADS = [0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]
 _Shape = list[str | int | None]
+# What the two files are compared with: texts of so many tokens, of ids that every vocabulary has.
+_LENGTHS, _FEW_IDS = (2, 16, 5, 9), 5
+_SAME_LOGITS = 1e-4
 
 
 def write_unpadded(source: Path, target: Path) -> bool:
@@ -51,12 +56,30 @@ def write_unpadded(source: Path, target: Path) -> bool:
     graph.rewrite()
     model.metadata_props.add(key=MARK, value="1")
     onnx.save(model, str(target))
+    if not _agree(source, target):
+        target.unlink()
+        return False
     return True
 
 
 def is_unpadded(file: Path) -> bool:
     """Whether a file computes no padding."""
     return any(entry.key == MARK for entry in onnx.load(str(file), load_external_data=False).metadata_props)
+
+
+def _agree(source: Path, target: Path) -> bool:
+    """Whether two files give the same logits for a batch with much padding.
+
+    A head that reads padded places, or a text's tokens in another order, would not notice anything in single texts.
+    """
+    ids = np.random.default_rng(0).integers(0, _FEW_IDS, (len(_LENGTHS), max(_LENGTHS)))
+    mask = (np.arange(max(_LENGTHS)) < np.array(_LENGTHS)[:, np.newaxis]).astype(np.int64)
+    feeds = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+    logits = []
+    for file in (source, target):
+        session = open_session(str(file), PROVIDERS["cpu"], 1)
+        logits.append(session.run(None, {entry.name: feeds[entry.name] for entry in session.get_inputs()})[0])
+    return logits[0].shape == logits[1].shape and bool(np.abs(logits[0] - logits[1]).max() <= _SAME_LOGITS)
 
 
 def _inferred(model: onnx.ModelProto) -> dict[str, _Shape]:
@@ -82,14 +105,24 @@ class _Unpadded:
         self._producers = {name: node for node in graph.node for name in node.output}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
-            if node.op_type == "Constant":
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             elif node.op_type == "Identity" and node.input[0] in self._constants:
                 self._constants[node.output[0]] = self._constants[node.input[0]]
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
-        self._rows = {node.output[0] for node in graph.node if self._is_by_row(node)}
+        self._masks = self._made_of_the_mask()
+        kept = {entry.name for entry in graph.output}
+        self._rows = {node.output[0] for node in graph.node if self._is_by_row(node)} - kept
         """Values that become rows."""
+        self._split = {
+            node.output[0]: node.input[0]
+            for node in graph.node
+            if node.op_type == "Reshape" and node.input[0] in self._rows and self._splits_heads(node)
+        }
+        """What attention makes of rows, `(batch, tokens, heads, size)`."""
+        for name in kept & self._split.keys():
+            del self._split[name]
         self.products = sum(self._producers[name].op_type == "MatMul" for name in self._rows)
         """How many products are of real tokens alone."""
         self._made: set[str] = set()
@@ -98,22 +131,17 @@ class _Unpadded:
     def rewrite(self) -> None:
         """Change the graph."""
         self._index()
-        split = {
-            node.output[0]: node.input[0]
-            for node in self._graph.node
-            if node.op_type == "Reshape" and node.input[0] in self._rows and self._splits_heads(node)
-        }
         for node in self._graph.node:
-            if node.output[0] in split:
+            if node.output[0] in self._split:
                 continue
-            if node.op_type == "Transpose" and node.input[0] in split:
-                self._scatter_heads(split[node.input[0]], node)
+            if node.op_type == "Transpose" and node.input[0] in self._split:
+                self._scatter_heads(self._split[node.input[0]], node)
                 continue
             if node.output[0] in self._rows:
                 node.input[:] = [
                     name if name in self._constants or name in self._rows else self._packed(name) for name in node.input
                 ]
-            elif node.op_type == "Shape" and node.input[0] in self._rows:
+            elif node.op_type == "Shape" and not node.attribute and node.input[0] in self._rows:
                 node = helper.make_node("Identity", [self._padded_shape(self._width(node.input[0]))], node.output)  # noqa: PLW2901 - it takes the node's place
             else:
                 node.input[:] = [self._padded(name) if name in self._rows else name for name in node.input]
@@ -122,12 +150,21 @@ class _Unpadded:
 
     # What becomes rows
 
+    def _made_of_the_mask(self) -> set[str]:
+        """Values that the attention mask alone decides: rows of real tokens would all have the same of them."""
+        made = {"attention_mask"}
+        for node in self._graph.node:
+            values = [name for name in node.input if name not in self._constants]
+            if values and made.issuperset(values):
+                made.update(node.output)
+        return made
+
     def _is_by_row(self, node: onnx.NodeProto) -> bool:
         """It makes of each token something by itself."""
         if len(node.output) != 1 or not self._is_of_tokens(node.output[0]):
             return False
         values = [name for name in node.input if name not in self._constants]
-        if not values or not all(map(self._is_of_tokens, values)):
+        if not values or not all(map(self._is_of_tokens, values)) or not self._masks.isdisjoint(values):
             return False
         constants = [self._constants[name] for name in node.input if name in self._constants]
         if node.op_type == "MatMul":
@@ -168,7 +205,7 @@ class _Unpadded:
     def _attribute(node: onnx.NodeProto, name: str, default: object) -> Any:  # noqa: ANN401 - as ONNX has it
         found = next((entry for entry in node.attribute if entry.name == name), None)
         value = default if found is None else helper.get_attribute_value(found)
-        return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else value
+        return list(value) if hasattr(value, "__iter__") else value
 
     # To rows and back
 
@@ -191,13 +228,14 @@ class _Unpadded:
         turned = self._joined_heads(name)
         if turned is not None:
             return self._gather_heads(name, turned)
-        flat = self._add("Reshape", [name, self._constant(f"width_{self._width(name)}", [-1, self._width(name)])], name)
-        return self._add("Gather", [flat, "unpadded_places"], f"{name}_rows", axis=0)
+        width = self._constant(f"width_{self._width(name)}", [-1, self._width(name)])
+        flat = self._add("Reshape", [name, width], f"of_{name}_flat")
+        return self._add("Gather", [flat, "unpadded_places"], f"of_{name}_rows", axis=0)
 
     def _padded(self, name: str) -> str:
         """A value of rows as it was."""
-        rows = self._add("Gather", [name, "unpadded_row"], f"{name}_padded_rows", axis=0)
-        return self._add("Reshape", [rows, self._padded_shape(self._width(name))], f"{name}_padded")
+        rows = self._add("Gather", [name, "unpadded_row"], f"of_{name}_padded_rows", axis=0)
+        return self._add("Reshape", [rows, self._padded_shape(self._width(name))], f"of_{name}_padded")
 
     def _padded_shape(self, width: int) -> str:
         return self._add(
@@ -228,10 +266,10 @@ class _Unpadded:
         column = self._add("Unsqueeze", [first, self._constant("axis_1", [1])], f"first_column_{heads}")
         steps = self._add("Mul", [self._constant(f"heads_{heads}", range(int(heads or 1))), tokens], f"steps_{heads}")
         index = self._add("Add", [column, steps], f"out_of_{heads}")
-        flat = self._add("Reshape", [turned, self._constant(f"size_{size}", [-1, size])], f"{name}_heads")
-        found = self._add("Gather", [flat, index], f"{name}_head_rows", axis=0)
+        flat = self._add("Reshape", [turned, self._constant(f"size_{size}", [-1, size])], f"of_{turned}_heads")
+        found = self._add("Gather", [flat, index], f"of_{name}_head_rows", axis=0)
         width = self._width(name)
-        return self._add("Reshape", [found, self._constant(f"width_{width}", [-1, width])], f"{name}_rows")
+        return self._add("Reshape", [found, self._constant(f"width_{width}", [-1, width])], f"of_{name}_rows")
 
     def _scatter_heads(self, name: str, turn: onnx.NodeProto) -> None:
         """From rows `(rows, heads · size)` what a reshape and `turn` made of them: `(batch, heads, tokens, size)`."""
@@ -240,11 +278,11 @@ class _Unpadded:
         first = self._add("Mul", [row, self._constant(f"head_count_{heads}", heads)], f"row_of_{heads}")
         number = self._constant(f"head_{heads}", np.arange(int(heads or 1)).reshape(1, -1, 1))
         index = self._add("Add", [first, number], f"into_{heads}")
-        flat = self._add("Reshape", [name, self._constant(f"size_{size}", [-1, size])], f"{name}_heads")
+        flat = self._add("Reshape", [name, self._constant(f"size_{size}", [-1, size])], f"of_{name}_by_{size}")
         if self._attribute(turn, "perm", None) == _SPLIT_HEADS:
             self._nodes.append(helper.make_node("Gather", [flat, index], turn.output, name=turn.output[0], axis=0))
             return
-        apart = self._add("Gather", [flat, index], f"{name}_apart", axis=0)
+        apart = self._add("Gather", [flat, index], f"of_{name}_in_{heads}", axis=0)
         self._nodes.append(helper.make_node("Transpose", [apart], turn.output, name=turn.output[0], perm=[0, 1, 3, 2]))
 
     # Writing

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 
 WaitUntil = Callable[[float], Coroutine[object, object, None]]
@@ -48,8 +48,9 @@ def exact_timer(open_timer: Callable[[], int] = open_system_timer) -> Iterator[W
     rung = asyncio.Event()  # set by `ring`, cleared by `wait_until` before it sets the timer
 
     def ring() -> None:
-        os.read(timer, 8)
-        rung.set()
+        with suppress(BlockingIOError):  # it was set anew since it rang, for another task
+            os.read(timer, 8)
+            rung.set()
 
     async def wait_until(due: float) -> None:
         while perf_counter() < due:
