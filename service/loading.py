@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ class Loader:
         max_batch_texts: texts that may run together.
         metrics: the process's instruments.
         costs_dir: where measured costs are kept; None: nowhere.
+        faster: whether the session with all cores is kept beside the one with one.
     """
 
     store: ModelStore
@@ -63,6 +64,7 @@ class Loader:
     max_batch_texts: int
     metrics: Metrics
     costs_dir: Path | None
+    faster: Callable[[Classifier, Classifier], bool] = field(default_factory=lambda: is_faster)
 
     def __call__(self, model: ModelId) -> ServedModel:
         """Load and warm a version.
@@ -73,16 +75,9 @@ class Loader:
         version = self.store.open(model)
         classifier = OnnxClassifier(version, provider=self.provider, artifact=self.choose(version.manifest))
         on_cpu = self.provider == PROVIDERS["cpu"]
-        lone: Classifier | None = None
-        if on_cpu and self.workers > 1 and classifier.artifact.bytes <= self.lone_max_bytes:
-            lone = OnnxClassifier(
-                version, provider=self.provider, intra_op_threads=self.workers, artifact=classifier.artifact
-            )
-            check_same(classifier, lone)
-            lone = lone if is_faster(lone, classifier) else None
         served = ServedModel(
             classifier=classifier,
-            lone=None if lone is None else LoneSession(lone),
+            lone=None,
             cost=CostModel(self._kept(classifier.artifact.sha256)),
             instruments=self.metrics.for_model(model.name, model.version),
             work_clock=time.thread_time if on_cpu else time.perf_counter,
@@ -103,10 +98,11 @@ class Loader:
         return manifest.artifacts[int(np.argmin(seconds))]
 
     async def calibrate(self, served: ServedModel, idle: Callable[[], bool]) -> None:
-        """Measure a grid of calls, one at a time while the server is idle, and keep what was learned.
+        """While the server is idle, open the session for lone requests, measure a grid of calls, and keep the costs.
 
         With a folder to keep it in, the version's other files are measured too, so that the next load can choose.
         """
+        await self._open_lone(served, idle)
         await self._measure_grid(served.classifier, served.cost, served.work_clock, idle)
         if self.costs_dir is None:
             return
@@ -143,6 +139,25 @@ class Loader:
         kept = self._kept(artifact.sha256)
         return CostModel(kept) if kept is not None and kept.calls >= len(self._grid(manifest, artifact)) else None
 
+    async def _open_lone(self, served: ServedModel, idle: Callable[[], bool]) -> None:
+        """Give a model the session with all cores, if its file may have one and that is faster."""
+        bytes_ = served.classifier.artifact.bytes
+        if self.provider != PROVIDERS["cpu"] or self.workers == 1 or bytes_ > self.lone_max_bytes:
+            return
+        await _until(idle)
+        try:
+            served.lone = await asyncio.to_thread(self._lone_of, served)
+        except SuccessorError as error:
+            log.warning("no session for lone requests", model=served.reference, error=str(error))
+
+    def _lone_of(self, served: ServedModel) -> LoneSession | None:
+        version = self.store.open(served.manifest.id)
+        lone = OnnxClassifier(
+            version, provider=self.provider, intra_op_threads=self.workers, artifact=served.classifier.artifact
+        )
+        check_same(served.classifier, lone)
+        return LoneSession(lone) if self.faster(lone, served.classifier) else None
+
     async def _measure_other(self, served: ServedModel, artifact: Artifact, idle: Callable[[], bool]) -> None:
         """Measure a file that is not served, in a session that ends with this."""
         try:
@@ -159,8 +174,7 @@ class Loader:
         if cost.calls >= len(grid):
             return
         for texts, tokens in grid:
-            while not idle():  # noqa: ASYNC110 - the engine has no event for it, and a look is cheap
-                await asyncio.sleep(_IDLE_POLL_S)
+            await _until(idle)
             await asyncio.to_thread(_measure, classifier, cost, clock, texts, tokens)
         self.keep(classifier, cost)
 
@@ -182,6 +196,11 @@ class Loader:
             return None
         key = (sha256, self.provider, processor()[0], _runtime_version())
         return self.costs_dir / f"{hashlib.sha256('|'.join(key).encode()).hexdigest()[:32]}.json"
+
+
+async def _until(idle: Callable[[], bool]) -> None:
+    while not idle():  # noqa: ASYNC110 - the engine has no event for it, and a look is cheap
+        await asyncio.sleep(_IDLE_POLL_S)
 
 
 def warm_up(served: ServedModel) -> None:

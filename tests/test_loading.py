@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +72,31 @@ def test_a_loaded_version_answers_and_its_cost_is_begun(store: ModelStore, tiny:
     assert model.estimate_s(TextItem("a good film")) > 0
 
 
+def calibrated(load: Loader, model: ModelId, *, faster: bool = True) -> ServedModel:
+    """A loaded version after idle time, where all cores are said to be faster."""
+    load = replace(load, faster=lambda _lone, _shared: faster)
+    served = load(model)
+    assert served.lone is None  # readiness does not wait for it
+    asyncio.run(load.calibrate(served, lambda: True))
+    return served
+
+
+def test_idle_time_opens_a_second_session_where_that_is_faster(store: ModelStore, tiny: ModelId) -> None:
+    assert calibrated(loader(store), tiny).lone is not None
+    assert calibrated(loader(store), tiny, faster=False).lone is None
+
+
 def test_large_files_and_single_cores_get_no_second_session(store: ModelStore, tiny: ModelId) -> None:
-    assert loader(store, lone_max_bytes=100)(tiny).lone is None
-    assert loader(store, workers=1)(tiny).lone is None
+    assert calibrated(loader(store, lone_max_bytes=100), tiny).lone is None
+    assert calibrated(loader(store, workers=1), tiny).lone is None
+
+
+def test_a_version_that_is_gone_by_then_goes_on_without_a_second_session(store: ModelStore, tiny: ModelId) -> None:
+    load = loader(store)
+    served = load(tiny)
+    shutil.rmtree(store.root / tiny.name / str(tiny.version))
+    asyncio.run(load.calibrate(served, lambda: True))
+    assert served.lone is None
 
 
 class Time:
