@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,17 +74,18 @@ def test_building_again_takes_every_step_from_what_was_kept(folder: Path) -> Non
 
 
 def test_the_server_answers_for_both_and_survives_a_corrupted_version(folder: Path) -> None:
+    shutil.copytree(folder / "store", folder / "served")
     texts = [json.loads(line)["text"] for line in (folder / "data" / "test.jsonl").read_text().splitlines()]
-    with client_of(folder / "again") as client:
+    with client_of(folder / "served") as client:
         for model in ("tiny", "tiny@1", "tiny@production", "tiny-predecessor"):
             answer = client.post("/v1/classify", json={"model": model, "input": texts})
             assert answer.status_code == 200, answer.text
             assert len(answer.json()["data"]) == ROWS["test"]
-    damaged = folder / "again" / "tiny-predecessor" / "1" / "fp32.onnx"
+    damaged = folder / "served" / "tiny-predecessor" / "1" / "fp32.onnx"
     damaged.chmod(0o644)
     with damaged.open("r+b") as file:
         file.write(b"\0" * 16)
-    with client_of(folder / "again") as client:
+    with client_of(folder / "served") as client:
         refused = client.post("/v1/classify", json={"model": "tiny-predecessor", "input": "good"})
         assert refused.status_code in {404, 409}
         assert refused.json()["error"]["message"]
