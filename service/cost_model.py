@@ -8,6 +8,7 @@ relative errors, older calls forgotten exponentially.
 
 from __future__ import annotations
 
+import random
 import threading
 
 import numpy as np
@@ -15,7 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 UNIT_TOKENS = 128
-MEMORY_CALLS = 1_000
+# Of calls that are learned from.
+MEMORY_CALLS = 200
+# After so many calls only this share is learned from: one more tells little, and learning takes its time. Which ones is
+# drawn: calls may come in a rhythm.
+KNOWN_AFTER, LEARN_SHARE = 256, 0.2
 # A 6-layer MiniLM on one core: what is believed, up to a factor, of a model that nothing is known about.
 DEFAULT = (0.0015, 0.028, 0.003, 0.0003)
 # Calls that stand for the default until measured ones outweigh them: (texts, longest).
@@ -43,6 +48,8 @@ class CostModel:
         self._learning = threading.Lock()
         self.coefficients: Coefficients = DEFAULT
         self.calls = 0
+        """That it was learned from."""
+        self._draw = random.Random(0).random  # noqa: S311 - no secret
         self._matrix = [0.0] * _TERMS**2
         self._vector = [0.0] * _TERMS
         if state is not None:
@@ -68,7 +75,9 @@ class CostModel:
         return min(self.predict(texts, longest) / texts for texts in range(1, most + 1))
 
     def observe(self, texts: int, longest: int, seconds: float, tokens: int | None = None) -> None:
-        """Learn from a call that took `seconds`; the rest as in `predict`."""
+        """Learn from a call that took `seconds`, once enough are known from some only; the rest as in `predict`."""
+        if self.calls >= KNOWN_AFTER and self._draw() > LEARN_SHARE:
+            return
         with self._learning:
             if self.calls == 0:
                 scale = seconds / self.predict(texts, longest, tokens)
@@ -87,7 +96,7 @@ class CostModel:
     def _add(  # noqa: PLR0913 - a call, and how much it counts
         self, texts: int, longest: int, tokens: int | None, seconds: float, *, weight: float, kept: float
     ) -> None:
-        # Plain floats: this runs after every call, and numpy costs more than it saves on four terms.
+        # Plain floats: this runs after many calls, and numpy costs more than it saves on four terms.
         seconds = max(seconds, 1e-6)
         length = longest / UNIT_TOKENS
         padded = texts * length

@@ -71,6 +71,8 @@ class Engine:
         """Predicted seconds of one worker for all of them."""
         self._drain_ratio = 1.0
         """How much faster batches make it, and how wrong predictions are: measured, from answered batches."""
+        self._ran: list[Ran] = []
+        """Answered and not counted."""
         self._stuck = 0
         self._most_stuck = workers * _STUCK_FOR_EACH_WORKER
         self._closing = False
@@ -170,6 +172,7 @@ class Engine:
 
     def sample(self) -> None:
         """Set this process's gauges and put in what it observed: now and then by itself, and before a scrape."""
+        self._account()
         self._metrics.sample(self._pool.depth)
 
     async def drain(self) -> None:
@@ -186,6 +189,7 @@ class Engine:
         for job in list(self._jobs):
             self._end(job, ShuttingDownError("the server went down before the answer: send the request to another"))
         await asyncio.to_thread(self._pool.close, _CLOSE_TIMEOUT_S)
+        self._account()
         self._metrics.flush()
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -210,22 +214,10 @@ class Engine:
 
     def _deliver(self, ran: Ran) -> None:
         """Give each item of a batch its outcome."""
-        if ran.ended:
-            self._account(ran)
         for item, outcome in zip(ran.items, ran.outcomes, strict=True):
             self._settle(item, outcome, ran)
-
-    def _account(self, ran: Ran) -> None:
-        instruments = ran.items[0].job.model.instruments
-        _, computed = ran.size()
-        seconds = ran.ended - ran.started
-        instruments.inference.observe(seconds)
-        instruments.batch_texts.observe(len(ran.items))
-        instruments.batch_tokens.observe(computed)
-        instruments.padding.observe(1 - sum(len(item.encoded) for item in ran.items) / computed)
-        if not ran.lone:
-            predicted = sum(item.estimate_s for item in ran.items)
-            self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
+        if ran.ended:
+            self._ran.append(ran)
 
     def _settle(self, item: Item, outcome: Outcome, ran: Ran) -> None:
         job = item.job
@@ -236,25 +228,48 @@ class Engine:
                 outcome.args = (f"input[{item.index}]: {outcome}",)
             self._end(job, outcome)
             return
-        queued = max(0.0, ran.started - job.arrived - item.tokenisation_s)
-        instruments = job.model.instruments
-        instruments.queue.observe(queued)
-        instruments.tokenisation.observe(item.tokenisation_s)
         job.answers[item.index] = Answer(
             outcome,
             len(item.encoded),
             item.encoded.truncated,
-            queued,
+            max(0.0, ran.started - job.arrived - item.tokenisation_s),
             item.tokenisation_s,
             ran.ended - ran.started,
             item.tokenisation_at,
         )
-        instruments.texts.inc()
         job.pending -= 1
         job.estimate_s -= item.estimate_s
         self._backlog_s -= item.estimate_s
         if job.pending == 0:
             self._end(job, None)
+
+    def _account(self) -> None:
+        """Count what was answered since the last time, and let the models learn what it cost.
+
+        Many batches together: while requests wait, and with caches that inference has emptied, each would cost several
+        times as much.
+        """
+        ran, self._ran = self._ran, []
+        for one in ran:
+            model = one.items[0].job.model
+            instruments = model.instruments
+            _, computed = one.size()
+            seconds = one.ended - one.started
+            instruments.inference.observe(seconds)
+            instruments.batch_texts.observe(len(one.items))
+            instruments.batch_tokens.observe(computed)
+            instruments.padding.observe(1 - sum(len(item.encoded) for item in one.items) / computed)
+            answers = [answer for item in one.items if (answer := item.job.answers[item.index]) is not None]
+            for answer in answers:
+                instruments.queue.observe(answer.queue_s)
+                instruments.tokenisation.observe(answer.tokenisation_s)
+            if answers:
+                instruments.texts.inc(len(answers))
+                instruments.last.set(time.time())
+            if not one.lone:
+                predicted = sum(item.estimate_s for item in one.items)
+                self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
+            one.learn()
 
     def _bury(self, worker: Worker, error: BaseException) -> None:
         """Replace a worker that died; what it ran is run again, each text alone, and the one that kills again fails."""
@@ -273,7 +288,7 @@ class Engine:
             self._end(item.job, WorkerLostError("the worker that ran this request was lost: send it again"))
 
     async def _watch(self) -> None:
-        """Give up calls that do not come back and jobs whose deadline has passed, and now and then take a sample.
+        """Give up calls that do not come back and jobs whose deadline has passed, and count what was answered.
 
         Workers look at deadlines themselves: a job that this finds a little late is not computed any more.
         """
@@ -284,6 +299,7 @@ class Engine:
                 self._give_up(worker)
             for job in [one for one in self._jobs if one.deadline <= now]:
                 self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
+            self._account()
             if look % _LOOKS_A_SAMPLE == 0:
                 self.sample()
 

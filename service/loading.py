@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,6 @@ log = structlog.get_logger(__name__)
 _SELF_TEST = "A text of a common length, as a sentence of a review is, to see that the model answers, and how fast."
 # Two sessions of one file may add up in another order.
 _SAME_LOGITS = 1e-3
-# A second copy of the weights must be worth it: the share of the one-core time that a lone request may take.
-_FASTER = 0.95
-_TRIALS = 11
-_FASTEST = 3
 # (texts, tokens) that idle time measures.
 _GRID = ((1, 8), (1, 24), (4, 8), (2, 16), (4, 24), (8, 24), (1, 64), (4, 64), (1, 128), (16, 16))
 _TYPICAL_TOKENS = 24
@@ -54,7 +50,6 @@ class Loader:
         max_batch_texts: texts that may run together.
         metrics: the process's instruments.
         costs_dir: where measured costs are kept; None: nowhere.
-        faster: whether the session with all cores is kept beside the one with one.
     """
 
     store: ModelStore
@@ -64,7 +59,6 @@ class Loader:
     max_batch_texts: int
     metrics: Metrics
     costs_dir: Path | None
-    faster: Callable[[Classifier, Classifier], bool] = field(default_factory=lambda: is_faster)
 
     def __call__(self, model: ModelId) -> ServedModel:
         """Load and warm a version.
@@ -150,13 +144,13 @@ class Loader:
         except SuccessorError as error:
             log.warning("no session for lone requests", model=served.reference, error=str(error))
 
-    def _lone_of(self, served: ServedModel) -> LoneSession | None:
+    def _lone_of(self, served: ServedModel) -> LoneSession:
         version = self.store.open(served.manifest.id)
         lone = OnnxClassifier(
             version, provider=self.provider, intra_op_threads=self.workers, artifact=served.classifier.artifact
         )
         check_same(served.classifier, lone)
-        return LoneSession(lone) if self.faster(lone, served.classifier) else None
+        return LoneSession(lone)
 
     async def _measure_other(self, served: ServedModel, artifact: Artifact, idle: Callable[[], bool]) -> None:
         """Measure a file that is not served, in a session that ends with this."""
@@ -227,26 +221,6 @@ def check_same(shared: Classifier, lone: Classifier) -> None:
     difference = float(np.abs(lone.run([encoded]) - shared.run([encoded])).max())
     if not difference <= _SAME_LOGITS:
         raise InferenceError(f"{shared.manifest.id} answers differently with all cores: publish it again")
-
-
-def is_faster(lone: Classifier, shared: Classifier, clock: Callable[[], float] = time.perf_counter) -> bool:
-    """Whether all cores answer one text sooner than one core: not so for small models, or where others use the cores.
-
-    Calls alternate, after one of each that doesn't count. Of each the fastest three count, by their sum: neighbours
-    make most calls slower, and a single one may meet a fast moment of the processor.
-    """
-    encoded = _sample(shared)
-
-    def seconds(classifier: Classifier) -> float:
-        started = clock()
-        classifier.run([encoded])
-        return clock() - started
-
-    def fastest(trials: Iterable[float]) -> float:
-        return sum(sorted(trials)[:_FASTEST])
-
-    _, *trials = [(seconds(lone), seconds(shared)) for _ in range(1 + _TRIALS)]
-    return fastest(one for one, _ in trials) < _FASTER * fastest(other for _, other in trials)
 
 
 def _sample(classifier: Classifier) -> EncodedText:

@@ -69,7 +69,7 @@ class ServedModel:
     classifier: Classifier
     """Computes on the calling thread; all workers share it."""
     lone: LoneSession | None
-    """Where a second copy of its weights is allowed, and was faster."""
+    """Where a second copy of its weights is allowed."""
     cost: CostModel
     instruments: ModelInstruments
     work_clock: Callable[[], float]

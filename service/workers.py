@@ -174,7 +174,6 @@ class WorkerPool:
                     worker.called = math.inf
                     self._running -= 1
                 self._on_ran(ran)
-                ran.learn()
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
             with self._work:
                 if worker.called != math.inf:
@@ -202,6 +201,8 @@ class WorkerPool:
 
     def _form(self, worker: Worker) -> bool:
         """Form the next batch under the lock; False if nothing waits."""
+        if not len(self._waiting):
+            return False
         now = self._clock()
         # A share for every worker: those that are busy now come for theirs soon, and no text waits for all the others.
         places = math.ceil(len(self._waiting) / max(1, len(self.live)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.cost_model import CostModel, CostState
+from service.cost_model import KNOWN_AFTER, LEARN_SHARE, CostModel, CostState
 
 GRID = [(texts, tokens) for texts in (1, 2, 4, 8) for tokens in (8, 16, 32, 64, 128)]
 
@@ -38,6 +38,16 @@ def test_a_change_of_the_machine_is_learned_again() -> None:
             for texts, tokens in GRID:
                 model.observe(texts, tokens, factor * true_cost(texts, tokens))
     assert model.predict(4, 32) == pytest.approx(3 * true_cost(4, 32), rel=0.1)
+
+
+def test_of_a_model_that_is_known_only_some_calls_are_learned_from() -> None:
+    model = CostModel()
+    for _ in range(KNOWN_AFTER):
+        model.observe(1, 16, 0.01)
+    assert model.calls == KNOWN_AFTER
+    for _ in range(1_000):
+        model.observe(1, 16, 0.01)
+    assert model.calls == pytest.approx(KNOWN_AFTER + 1_000 * LEARN_SHARE, rel=0.1)
 
 
 def test_no_part_of_a_cost_is_negative() -> None:

@@ -250,6 +250,7 @@ def test_predictions_of_a_wait_follow_the_measured_rate() -> None:
         async with bench() as it:
             for _ in range(60):
                 await it.submit(slow, "text").future  # predicted to take 10 s, measured (on a still clock) at 0
+            it.engine.sample()
             blocked = FakeClassifier(blocked=True)
             job = it.submit(served(blocked, coefficients=(10.0, 0.0, 0.0, 0.0)), "text")
             assert it.engine.predicted_wait_s < 1
@@ -433,6 +434,7 @@ def test_batches_are_counted() -> None:
             registry = CollectorRegistry()
             metrics = Metrics(registry)
             await it.submit(served(metrics=metrics), "one two three").future
+            it.engine.sample()
             metrics.flush()
             for name, expected in {
                 "batch_texts_sum": 1,

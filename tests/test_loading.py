@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model_store.classifier import Logits
-from model_store.encoding import EncodedText, TextItem
+from model_store.encoding import TextItem
 from model_store.errors import InferenceError, IntegrityError
 from model_store.manifest import Artifact, Manifest, ModelId
 from model_store.store import ModelStore, digest_file
 from service.cost_model import CostModel
-from service.loading import Loader, check_same, is_faster, warm_up
+from service.loading import Loader, check_same, warm_up
 from service.metrics import Metrics
 from service.served_model import ServedModel
 from tests.fakes import FakeClassifier
@@ -72,18 +68,16 @@ def test_a_loaded_version_answers_and_its_cost_is_begun(store: ModelStore, tiny:
     assert model.estimate_s(TextItem("a good film")) > 0
 
 
-def calibrated(load: Loader, model: ModelId, *, faster: bool = True) -> ServedModel:
-    """A loaded version after idle time, where all cores are said to be faster."""
-    load = replace(load, faster=lambda _lone, _shared: faster)
+def calibrated(load: Loader, model: ModelId) -> ServedModel:
+    """A loaded version after idle time."""
     served = load(model)
     assert served.lone is None  # readiness does not wait for it
     asyncio.run(load.calibrate(served, lambda: True))
     return served
 
 
-def test_idle_time_opens_a_second_session_where_that_is_faster(store: ModelStore, tiny: ModelId) -> None:
+def test_idle_time_opens_a_second_session(store: ModelStore, tiny: ModelId) -> None:
     assert calibrated(loader(store), tiny).lone is not None
-    assert calibrated(loader(store), tiny, faster=False).lone is None
 
 
 def test_large_files_and_single_cores_get_no_second_session(store: ModelStore, tiny: ModelId) -> None:
@@ -97,51 +91,6 @@ def test_a_version_that_is_gone_by_then_goes_on_without_a_second_session(store: 
     shutil.rmtree(store.root / tiny.name / str(tiny.version))
     asyncio.run(load.calibrate(served, lambda: True))
     assert served.lone is None
-
-
-class Time:
-    """A clock that calls move."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Timed(FakeClassifier):
-    """Takes its times, and then the last of them again and again."""
-
-    def __init__(self, time: Time, *milliseconds: float) -> None:
-        super().__init__()
-        self._time = time
-        self._milliseconds = itertools.chain(milliseconds, itertools.repeat(milliseconds[-1]))
-
-    def run(self, batch: Sequence[EncodedText]) -> Logits:
-        self._time.now += next(self._milliseconds) / 1e3
-        return super().run(batch)
-
-
-@pytest.mark.parametrize(("lone_ms", "shared_ms", "faster"), [(5, 10, True), (9.9, 10, False), (20, 10, False)])
-def test_a_second_session_is_kept_only_if_it_is_faster(lone_ms: float, shared_ms: float, faster: bool) -> None:
-    time = Time()
-    assert is_faster(Timed(time, lone_ms), Timed(time, shared_ms), time) is faster
-
-
-def test_first_calls_slow_calls_and_a_single_fast_one_do_not_decide_whether_a_second_session_is_kept() -> None:
-    time = Time()
-    first = Timed(time, 0.1, 10)
-    assert not is_faster(first, Timed(time, 10), time)
-    disturbed = Timed(time, 50, 5, 40, 40, 40, 5, 40, 40, 40, 5, 40)
-    lucky = Timed(time, 10, 10, 4, 10)
-    assert is_faster(disturbed, lucky, time)
-    assert not is_faster(lucky, Timed(time, 10, 30, 30, 10, 30, 30, 10, 30, 30, 10, 30), time)
-
-
-def test_the_decision_about_a_second_session_costs_a_6_ms_model_less_than_150_ms() -> None:
-    time = Time()
-    is_faster(Timed(time, 6), Timed(time, 6), time)
-    assert time.now < 0.15
 
 
 def test_a_file_whose_answers_depend_on_the_batch_is_never_batched(store: ModelStore) -> None:

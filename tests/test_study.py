@@ -63,6 +63,23 @@ def test_an_only_rate_needs_no_trials_and_a_step_that_states_its_own_keeps_it(tm
     assert [step.learning_rate for step in recipe.steps if isinstance(step, TrainingParameters)] == [0.2, 0.5]
 
 
+def test_a_task_may_have_rates_precision_and_epochs_of_its_own(tmp_path: Path) -> None:
+    document = study_document(tmp_path)
+    own = {"learning_rates": [0.5], "precision": "bfloat16", "epochs": 7}
+    document["tasks"]["more"] = document["tasks"]["words"] | own
+    study = load_study(write(tmp_path, document))
+    assert study.rates_of("words", "theseus") == (0.003, 0.01)
+    assert study.rates_of("more", "theseus") == (0.5,)
+
+    def last_step(task: str) -> tuple[object, object, object]:
+        step = study.recipe(task, "theseus", 0, {}).steps[-2]
+        assert isinstance(step, TrainingParameters)
+        return step.learning_rate, step.precision, step.epochs
+
+    assert last_step("words") == (0.003, "float32", 3)
+    assert last_step("more") == (0.5, "bfloat16", 7)
+
+
 def test_a_cells_recipe_has_its_rates_seed_and_the_common_budget(tmp_path: Path) -> None:
     study = loaded(tmp_path)
     recipe = study.recipe("words", "control", 4, {"control": 0.01, PREDECESSOR: 0.003})

@@ -174,7 +174,7 @@ class Bench:
     def _undecided(self, unit: Cell | Trial) -> bool:
         """It rests on a rate that is not chosen: one was added to the study, or a trial's record is gone."""
         return any(
-            self._study.rates_of(arm) and self._results.rate(self._study, unit.task, arm) is None
+            self._study.rates_of(unit.task, arm) and self._results.rate(self._study, unit.task, arm) is None
             for arm in _searched_before(unit)
         )
 

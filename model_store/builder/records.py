@@ -58,7 +58,7 @@ class Results:
     def rate(self, study: Study, task: str, arm: str) -> float | None:
         """The learning rate of an arm: the best on dev, of equal ones the first; None while trials are missing."""
         scores = self.dev_scores(study, task, arm)
-        rates = study.rates_of(arm)
+        rates = study.rates_of(task, arm)
         if len(rates) == 1:
             return rates[0]
         return max(rates, key=scores.__getitem__) if rates and len(scores) == len(rates) else None

@@ -33,6 +33,9 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+Rates = Annotated[tuple[float, ...], AfterValidator(_distinct), Field(min_length=1)]
+
+
 class Task(Knobs):
     """What is learnt."""
 
@@ -40,6 +43,8 @@ class Task(Knobs):
     max_length: int = Field(default=128, ge=4, le=8192)
     truncation_side: Side = "right"
     epochs: PositiveInt | None = Field(default=None, description="in place of the study's, on this task")
+    learning_rates: Rates | None = Field(default=None, description="in place of the study's, on this task")
+    precision: Precision | None = Field(default=None, description="in place of the study's, on this task")
 
 
 class Arm(Knobs):
@@ -57,7 +62,7 @@ class Study(Knobs):
     predecessor: Weights
     predecessor_steps: Steps = Field(min_length=1, description="make the predecessor of the weights")
     epochs: PositiveInt = Field(description="of every training step that states none: the common budget")
-    learning_rates: Annotated[tuple[float, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    learning_rates: Rates
     seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field(min_length=1)
     precision: Precision = Field(default="float32", description="of every training step that states none")
     data_folder: Path = Field(
@@ -90,10 +95,14 @@ class Study(Knobs):
         """The arms of a task, the predecessor first."""
         return [PREDECESSOR, *(name for name, arm in self.arms.items() if arm.tasks is None or task in arm.tasks)]
 
-    def rates_of(self, arm: str) -> tuple[float, ...]:
+    def rates_on(self, task: str) -> tuple[float, ...]:
+        """The learning rates to try on a task, for every arm that states none."""
+        return self.tasks[task].learning_rates or self.learning_rates
+
+    def rates_of(self, task: str, arm: str) -> tuple[float, ...]:
         """The learning rates to try for an arm; none where its steps state their own."""
         steps = self.predecessor_steps if arm == PREDECESSOR else self.arms[arm].steps
-        return self.learning_rates if any(_is_searched(step) for step in steps) else ()
+        return self.rates_on(task) if any(_is_searched(step) for step in steps) else ()
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, in the order in which they are worked on: what is finished is useful at any time."""
@@ -115,7 +124,7 @@ class Study(Knobs):
 
     def trials(self, task: str, arm: str) -> list[Trial]:
         """The trials that an arm's learning rate is chosen from; none where there is no choice."""
-        rates = self.rates_of(arm)
+        rates = self.rates_of(task, arm)
         return [Trial(task, arm, rate) for rate in rates] if len(rates) > 1 else []
 
     def units(self, task: str | None = None) -> list[Cell | Trial]:
@@ -137,8 +146,8 @@ class Study(Knobs):
         """
         own = self.tasks[task]
         chosen = next(iter(self.arms)) if arm == PREDECESSOR else arm
-        any_rate = self.learning_rates[0]
-        common = {"epochs": own.epochs or self.epochs, "precision": self.precision}
+        any_rate = self.rates_on(task)[0]
+        common = {"epochs": own.epochs or self.epochs, "precision": own.precision or self.precision}
         before = [_completed(step, rates.get(PREDECESSOR, any_rate), common) for step in self.predecessor_steps]
         after = [_completed(step, rates.get(arm, any_rate), common) for step in self.arms[chosen].steps]
         document = {

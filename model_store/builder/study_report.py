@@ -41,14 +41,13 @@ def study_report(study: Study, results: Results) -> dict[str, Any]:
             if record is not None:
                 cells.setdefault(cell.arm, {})[cell.seed] = record
         if task is not None and cells:
-            tasks[name] = _task_report(study, task, cells)
+            tasks[name] = _task_report(study, name, task, cells)
     done, units = results.missing(study), study.units()
     machines = sorted({m for task in tasks.values() for arm in task["arms"].values() for m in arm["machines"]})
     return {
         "study": study.name,
         "about": study.about,
         "threads": study.threads,
-        "learning_rates": study.learning_rates,
         "finished": len(units) - len(done),
         "units": len(units),
         "machines": machines,
@@ -62,7 +61,7 @@ def stated_interval(task: Record, record: Record) -> tuple[float, float]:
     return paired_bootstrap(metric, expanded(record["predictions"]), targets).interval
 
 
-def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
+def _task_report(study: Study, name: str, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
     metrics, targets = metrics_of(task), expanded(task["targets"])
     rivals = [name for name in study.references if name in cells]
     arms = {}
@@ -92,6 +91,7 @@ def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]
         arms[arm] = entry
     return {
         "metric": metrics[0].name,
+        "learning_rates": study.rates_on(name),
         "splits": task["splits"],
         "licence": task["licence"],
         "tfidf": task["tfidf"],
@@ -150,7 +150,6 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    rates = ", ".join(f"{rate:g}" for rate in report["learning_rates"])
     lines = [
         f"# {report['study']}",
         "",
@@ -158,13 +157,14 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
         f"{report['finished']} of {report['units']} trials and cells are finished. Mean ± standard deviation over the"
         " seeds; differences with 95 % intervals of a paired bootstrap over the test rows, all seeds of a row together."
-        f" Learning rate of each arm: the best of {rates} on dev, with the first seed. S: p50 of the predecessor ÷ this"
-        " arm's, float32 ONNX both, one thread, taken in turns in one process.",
+        " Learning rate of each arm: of those tried for its task the best on dev, with the first seed. S: p50 of the"
+        " predecessor ÷ this arm's, float32 ONNX both, one thread, taken in turns in one process.",
     ]
     for name, task in report["tasks"].items():
         rows = task["splits"]
         dropped = ", ".join(f"{rows[split]['dropped_overlap']} of {split}" for split in ("train", "dev"))
         sizes = ", ".join(f"{split} {rows[split]['rows']}" for split in rows)
+        rates = ", ".join(f"{rate:g}" for rate in task["learning_rates"])
         header = ["arm", "seeds", *task["tfidf"], "95 %", "R", *(f"− {rival}" for rival in task["references"])]
         body = [_row(arm, entry, task) for arm, entry in task["arms"].items()]
         empty = [""] * (len(header) - len(task["tfidf"]) + 1)
@@ -173,7 +173,8 @@ def _markdown(report: dict[str, Any]) -> str:
             "",
             f"## {name}",
             "",
-            f"Rows: {sizes}. Dropped because their text is in a later split: {dropped}. Licence: {task['licence']}.",
+            f"Rows: {sizes}. Dropped because their text is in a later split: {dropped}. Licence: {task['licence']}."
+            f" Learning rates tried: {rates}.",
             "",
             markdown_table([*header, "S", "MB", "rate"], body),
         ]

@@ -7,7 +7,6 @@ A route through FastAPI costs as much as all of our own Python for a short reque
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -145,7 +144,6 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
         service.tracing.record(route, answers, job.arrived, engine.clock())
     total_s = engine.clock() - started
     instruments.total.observe(total_s)
-    instruments.last.set(time.time())
     return Answered(route, answers, total_s)
 
 

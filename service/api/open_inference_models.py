@@ -117,6 +117,7 @@ async def statistics(service: Service, reference: str | None) -> dict[str, Any]:
         wanted = sorted(service.registry.table.models, key=str)
     else:
         wanted = [service.registry.route(reference).model.manifest.id]
+    service.engine.sample()
     values = await asyncio.to_thread(service.metrics.values)
     return {"model_stats": [_statistics(model, values) for model in wanted]}
 

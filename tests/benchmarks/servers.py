@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +51,22 @@ def plain_endpoint(subject: Subject, threads: int, logs: Path) -> Iterator[Targe
     with running(command, os.environ, f"http://127.0.0.1:{port}", logs / f"plain-{threads}.log") as server:
         name = f"plain endpoint, {threads} intra-op"
         yield Target(name, server, "/classify", [{"text": text} for text in subject.texts])
+
+
+@contextmanager
+def least_endpoint(subject: Subject, logs: Path, threads: int | None = None) -> Iterator[Target]:
+    """The least endpoint, for the requests that the service gets; with the model where `threads` are given."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.least_endpoint", str(port)]
+    if threads is not None:
+        command += ["--store", str(subject.store.root), "--model", str(subject.model), "--threads", str(threads)]
+    with running(command, os.environ, f"http://127.0.0.1:{port}", logs / f"least-{threads or 0}.log") as server:
+        yield replace(service_target(server, str(subject.model), subject.texts), name="least endpoint")
+
+
+def processor_seconds(target: Target) -> float:
+    """What a server that was started here has used of the processor, the system's work for it included."""
+    if target.server.process is None:
+        raise ValueError(f"{target.name} was not started here")
+    times = target.server.process.cpu_times()
+    return float(times.user + times.system)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from tests.benchmarks.ceiling import share_of_engine
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import SAME_LOGITS, Arrangement, EngineAlone
 from tests.benchmarks.figures import Bar, Figure, Report, at_least, at_most, ratio_of_rounds
+from tests.benchmarks.floor import measure_floor
 from tests.benchmarks.peers.contest import CONNECTIONS, Contest
 from tests.benchmarks.peers.screening import start_each_at_its_best
-from tests.benchmarks.servers import Target, plain_endpoint, service
+from tests.benchmarks.servers import Target, least_endpoint, plain_endpoint, service
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.wrk import drive
 
@@ -117,8 +118,12 @@ def measure_throughput(
             share = share_of_engine(engine, connections, cores)
             name = f"a service without overhead at {connections} connections ÷ engine"
             report.add(Figure(subject.label, name, share, note="simulated with measured calls"))
-        _measure_lone_latency(engine, served, effort, report)
-    return Rates(float(np.mean(rates["engine"])), float(np.mean(rates["service, 16"])))
+        with least_endpoint(subject, logs, cores) as least:
+            _measure_lone_latency(engine, [served, least], effort, report)
+    rate = float(np.mean(rates["engine"]))
+    if bar is not None:
+        measure_floor(engine, 1000 * (1 - bar.bound) * cores / rate, effort, report, logs)
+    return Rates(rate, float(np.mean(rates["service, 16"])))
 
 
 def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -153,7 +158,7 @@ def _report_rates(
         report.add(Figure(subject.label, name, ratio.value, interval=ratio.interval, bar=at_least(PLAIN_BAR)))
 
 
-def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, report: Report) -> None:
+def _measure_lone_latency(engine: EngineAlone, targets: Sequence[Target], effort: Effort, report: Report) -> None:
     """Median of a lone request over HTTP against the fastest single call in this process, on the same texts in turns.
 
     Turns are blocks: a request that follows a call into another copy of the weights would find none of its own in the
@@ -164,11 +169,13 @@ def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, r
     failed = 0
     for block in range(-1, effort.lone_blocks):
         indices = [(block * _LONE_BLOCK + step) % len(texts) for step in range(_LONE_BLOCK)]
-        bodies = [served.bodies[index] for index in indices]
-        seen = drive(served.server.url, served.path, bodies, 1, 1.0)
-        failed += seen.failed
         encode = [_timed(partial(engine.classifiers[1].encode, TextItem(texts[index]))) for index in indices]
-        taken = {"service": seen.p50_ms, "tokenisation": 1000 * float(np.median(encode))}
+        taken = {"tokenisation": 1000 * float(np.median(encode))}
+        for target in targets:
+            bodies = [target.bodies[index] for index in indices]
+            seen = drive(target.server.url, target.path, bodies, 1, 1.0)
+            failed += seen.failed
+            taken[target.name] = seen.p50_ms
         for threads, classifier in engine.classifiers.items():
             calls = [_timed(partial(classifier.run, [engine.subject.encoded[index]])) for index in indices]
             taken[f"call with {threads} threads"] = 1000 * float(np.median(calls))
@@ -179,11 +186,13 @@ def _measure_lone_latency(engine: EngineAlone, served: Target, effort: Effort, r
     for name, value in typical.items():
         report.add(Figure(label, f"lone latency, p50, {name}", value, "ms", (min(medians[name]), max(medians[name]))))
     fastest = min((name for name in typical if name.startswith("call")), key=lambda name: typical[name])
-    ratio = ratio_of_rounds(medians["service"], medians[fastest])
-    bar = at_most(round(max(LONE_BAR, 1 + LONE_EXTRA_MS / typical[fastest]), 3))
     report.add(Figure(label, "lone latency, failed requests", failed, bar=at_most(0)))
-    name = f"p50 at 1 connection ÷ {fastest}"
-    report.add(Figure(label, name, ratio.value, interval=ratio.interval, bar=bar))
+    served, *others = (target.name for target in targets)
+    for name in (served, *others):
+        ratio = ratio_of_rounds(medians[name], medians[fastest])
+        bar = at_most(round(max(LONE_BAR, 1 + LONE_EXTRA_MS / typical[fastest]), 3)) if name == served else None
+        figure = f"p50 at 1 connection of the {name} ÷ {fastest}"
+        report.add(Figure(label, figure, ratio.value, interval=ratio.interval, bar=bar))
 
 
 def _timed(call: Callable[[], object]) -> float:

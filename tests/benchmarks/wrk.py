@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ class Driven:
     answers_a_second: float
     failed: int
     p50_ms: float
+    generator_ms: float
+    """Processor time that each answer cost the generator, with what the system does for it."""
 
 
 def generator() -> str:
@@ -47,19 +50,30 @@ def drive(url: str, path: str, bodies: Sequence[object], connections: int, secon
         file.flush()
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
         command += ["--timeout", "30s", "--script", str(_SCRIPT), url + path, "--", file.name]
+        before = _spent(resource.RUSAGE_CHILDREN)
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
+        spent = _spent(resource.RUSAGE_CHILDREN) - before
     if result.returncode != 0 or not result.stdout.strip():
         raise LoadError(f"wrk failed on {url}: {' '.join((result.stderr or result.stdout).split())}")
     seen = json.loads(result.stdout.strip().splitlines()[-1])
-    return Driven((seen["requests"] - seen["bad"]) / seen["seconds"], seen["bad"] + seen["lost"], seen["p50_ms"])
+    good, failed = seen["requests"] - seen["bad"], seen["bad"] + seen["lost"]
+    return Driven(good / seen["seconds"], failed, seen["p50_ms"], 1000 * spent / max(1, seen["requests"]))
 
 
 async def _drive(url: str, path: str, bodies: Sequence[object], connections: int, seconds: float) -> Driven:
     origin = Origin.parse(url)
     requests = itertools.cycle([origin.post(path, body) for body in bodies])
+    before = _spent(resource.RUSAGE_SELF)
     async with load.Client(url, connections, strict=False) as client:
         replies = await client.closed_loop(requests, seconds=seconds)
     start = min(reply.sent for reply in replies)
     good = [reply for reply in replies if reply.status == 200 and reply.ended <= start + seconds]
     p50_ms = 1000 * float(np.median([reply.latency for reply in replies]))
-    return Driven(len(good) / seconds, sum(reply.status != 200 for reply in replies), p50_ms)
+    generator_ms = 1000 * (_spent(resource.RUSAGE_SELF) - before) / len(replies)
+    return Driven(len(good) / seconds, sum(reply.status != 200 for reply in replies), p50_ms, generator_ms)
+
+
+def _spent(who: int) -> float:
+    """Processor seconds, in programs and in the system."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
