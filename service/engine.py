@@ -251,25 +251,30 @@ class Engine:
         """
         ran, self._ran = self._ran, []
         for one in ran:
-            model = one.items[0].job.model
-            instruments = model.instruments
-            _, computed = one.size()
-            seconds = one.ended - one.started
-            instruments.inference.observe(seconds)
-            instruments.batch_texts.observe(len(one.items))
-            instruments.batch_tokens.observe(computed)
-            instruments.padding.observe(1 - sum(len(item.encoded) for item in one.items) / computed)
-            answers = [answer for item in one.items if (answer := item.job.answers[item.index]) is not None]
-            for answer in answers:
-                instruments.queue.observe(answer.queue_s)
-                instruments.tokenisation.observe(answer.tokenisation_s)
-            if answers:
-                instruments.texts.inc(len(answers))
-                instruments.last.set(time.time())
-            if not one.lone:
-                predicted = sum(item.estimate_s for item in one.items)
-                self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
-            one.learn()
+            try:
+                self._count(one)
+            except Exception:
+                log.exception("a batch was not counted")  # what watches must not end by it
+
+    def _count(self, ran: Ran) -> None:
+        instruments = ran.items[0].job.model.instruments
+        _, computed = ran.size()
+        seconds = ran.ended - ran.started
+        instruments.inference.observe(seconds)
+        instruments.batch_texts.observe(len(ran.items))
+        instruments.batch_tokens.observe(computed)
+        instruments.padding.observe(1 - sum(len(item.encoded) for item in ran.items) / computed)
+        answers = [answer for item in ran.items if (answer := item.job.answers[item.index]) is not None]
+        for answer in answers:
+            instruments.queue.observe(answer.queue_s)
+            instruments.tokenisation.observe(answer.tokenisation_s)
+        if answers:
+            instruments.texts.inc(len(answers))
+            instruments.last.set(time.time())
+        if not ran.lone:
+            predicted = sum(item.estimate_s for item in ran.items)
+            self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
+        ran.learn()
 
     def _bury(self, worker: Worker, error: BaseException) -> None:
         """Replace a worker that died; what it ran is run again, each text alone, and the one that kills again fails."""

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 from model_store.encoding import TextItem
 from model_store.errors import InferenceError, InvalidTextError, TextTooLongError
 from service.batcher import Job
-from service.engine import Engine
+from service.cost_model import CostModel
+from service.engine import WATCHDOG_S, Engine
 from service.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -199,6 +200,25 @@ def test_deadlines_are_looked_at_more_often_than_gauges_are_set() -> None:
             assert it.sample("successor_queue_depth") >= 1
             classifier.release()
             await asyncio.gather(*(job.future for job in jobs))
+
+    run(scenario)
+
+
+def test_a_batch_that_cant_be_counted_ends_nothing() -> None:
+    class Broken(CostModel):
+        def observe(self, *_: object, **__: object) -> None:
+            raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with bench() as it:
+            model = served()
+            model.cost = Broken()
+            await it.submit(model, "text").future
+            await asyncio.sleep(2 * WATCHDOG_S)
+            late = it.submit(served(FakeClassifier(blocked=True)), "text", timeout_s=1)
+            it.clock.now += 2
+            with pytest.raises(DeadlineExceededError):
+                await late.future
 
     run(scenario)
 
