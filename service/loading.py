@@ -18,6 +18,7 @@ from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, SuccessorError
 from model_store.machine import processor
 from model_store.manifest import Artifact, Manifest, ModelId
+from model_store.seats import Seats, seats_for
 from model_store.store import ModelStore
 from service.cost_model import CostModel, CostState
 from service.metrics import Metrics
@@ -145,21 +146,25 @@ class Loader:
             log.warning("no session for lone requests", model=served.reference, error=str(error))
 
     def _lone_of(self, served: ServedModel) -> LoneSession:
-        version = self.store.open(served.manifest.id)
-        lone = OnnxClassifier(
-            version, provider=self.provider, intra_op_threads=self.workers, artifact=served.classifier.artifact
-        )
+        seats = seats_for(self.workers)
+        lone = self._opened(served, served.classifier.artifact, threads=self.workers, seats=seats)
         check_same(served.classifier, lone)
-        return LoneSession(lone)
+        return LoneSession(lone, seats)
 
     async def _measure_other(self, served: ServedModel, artifact: Artifact, idle: Callable[[], bool]) -> None:
         """Measure a file that is not served, in a session that ends with this."""
         try:
-            version = await asyncio.to_thread(self.store.open, served.manifest.id)
-            classifier = await asyncio.to_thread(OnnxClassifier, version, provider=self.provider, artifact=artifact)
+            classifier = await asyncio.to_thread(self._opened, served, artifact)
             await self._measure_grid(classifier, CostModel(), served.work_clock, idle)
         except SuccessorError as error:
             log.warning("file not measured", model=served.reference, file=artifact.file, error=str(error))
+
+    def _opened(
+        self, served: ServedModel, artifact: Artifact, *, threads: int = 1, seats: Seats | None = None
+    ) -> OnnxClassifier:
+        """A file of a served version in one more session."""
+        version = self.store.open(served.manifest.id)
+        return OnnxClassifier(version, provider=self.provider, intra_op_threads=threads, artifact=artifact, seats=seats)
 
     async def _measure_grid(
         self, classifier: Classifier, cost: CostModel, clock: Callable[[], float], idle: Callable[[], bool]

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from model_store.classifier import SPIN_US, Classifier
 from model_store.encoding import TextItem
 from model_store.manifest import Manifest
+from model_store.seats import Seats
 from service.cost_model import CostModel
 from service.metrics import ModelInstruments
 
 # After a longer pause the other threads of a lone call sleep, and are woken so late that one core alone is sooner done.
 LONE_WITHIN_S = SPIN_US / 1e6
-# Of lone calls, every so many tries what was slower lately.
-TRY_EVERY = 16
+# Of so many lone calls, the last two try what is not taken otherwise.
+TRY_EVERY = 32
 # The weight of the newest call in a mean, and the most that one counts.
-_LONE_WEIGHT, _LONE_MOST = 0.1, 2.0
+_LONE_WEIGHT, _LONE_MOST = 0.05, 2.0
+# All cores are given up when they take so many times as long as one: what they gain is less than the means waver.
+_LONE_TOO_SLOW = 1.15
 # Special tokens, roughly: what a text costs beyond its characters.
 _FIXED_TOKENS = 3
 
@@ -30,6 +33,8 @@ class LoneSession:
     """
 
     classifier: Classifier
+    seats: Seats | None = None
+    """Where its threads are kept."""
     ended: float = -math.inf
     """When the version's last call ended."""
     all_cores_ended: float = -math.inf
@@ -46,9 +51,10 @@ class LoneSession:
         return now - self.ended <= LONE_WITHIN_S
 
     def takes(self) -> bool:
-        """Whether the next request that could take it does: what was faster lately, now and then the other twice."""
+        """Whether the next request that could take it does: unless it was slower lately; at times the opposite."""
         self.calls += 1
-        return (self.all_cores <= self.one_core) != (self.calls % TRY_EVERY >= TRY_EVERY - 2)
+        worth = self.all_cores <= _LONE_TOO_SLOW * self.one_core
+        return worth != (self.calls % TRY_EVERY >= TRY_EVERY - 2)
 
     def learn(self, started: float, ended: float, predicted: float, *, all_cores: bool) -> None:
         """Note the call of a request that could take it; one that found all cores' threads asleep says nothing."""

@@ -6,6 +6,7 @@ finds texts in the inbox tokenises them first, which gives whoever forms the nex
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 from model_store.classifier import Classifier, Logits, Scores, to_scores
 from model_store.encoding import EncodedText
 from model_store.errors import InferenceError, InvalidTextError, SuccessorError
+from model_store.seats import Seats
 from service.batcher import Item, Waiting, form_batch
 from service.scheduling import WORKER_SLICE_S, set_time_slice
 
@@ -62,6 +64,12 @@ class Ran:
         return longest, self.items[0].job.model.computed_tokens(len(lengths), longest, sum(lengths))
 
 
+def _held() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(eq=False)
 class Worker:
     """One thread and what it is doing; the thread changes it, the watchdog reads it."""
@@ -72,6 +80,10 @@ class Worker:
     """When the call into the engine that it is in began."""
     given_up: bool = False
     """The watchdog has replaced it: if its call ever returns, it ends without answering."""
+    wake: threading.Lock = field(default_factory=_held)
+    """Released by whoever has work for it while it sleeps."""
+    seats: Seats | None = None
+    """Whose caller's seat its thread is kept on."""
 
 
 class WorkerPool:
@@ -101,12 +113,14 @@ class WorkerPool:
         self._niceness = niceness
         self._clock = clock
         self._threads: list[threading.Thread] = []
+        self._everywhere = os.sched_getaffinity(0) if sys.platform == "linux" else set()
         self._inbox: deque[Item] = deque()
         """The owner appends, workers take; neither needs the lock for it."""
-        self._work = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
         # Below: shared by the workers, under the lock.
         self._waiting = Waiting(patience_s)
-        self._idle = 0
+        self._idle: list[Worker] = []
+        """Asleep; the last to fall asleep is woken first: its processor and its caches are the likeliest to be free."""
         self._running = 0
         self._crowded = -math.inf
         self._closing = False
@@ -124,10 +138,10 @@ class WorkerPool:
     def put(self, items: Sequence[Item]) -> None:
         """Hand texts to the workers."""
         self._inbox.extend(items)
-        # A worker counts itself idle before its last look at the inbox: it sees the items, or we see it.
+        # A worker says that it is idle before its last look at the inbox: it sees the items, or we see it.
         if self._idle:
-            with self._work:
-                self._work.notify(len(items))
+            with self._lock:
+                self._rouse(len(items))
 
     def add_worker(self) -> None:
         """Start one more thread."""
@@ -143,7 +157,7 @@ class WorkerPool:
 
         Nothing is returned, or changed, if the call came back just now.
         """
-        with self._work:
+        with self._lock:
             if worker.called == math.inf:
                 return []
             worker.given_up = True
@@ -153,9 +167,9 @@ class WorkerPool:
 
     def close(self, timeout_s: float) -> None:
         """End the threads; one that is stuck in a call is left behind after `timeout_s`."""
-        with self._work:
+        with self._lock:
             self._closing = True
-            self._work.notify_all()
+            self._rouse(len(self._idle))
         for thread in self._threads:
             thread.join(timeout_s)
 
@@ -168,14 +182,14 @@ class WorkerPool:
         try:
             while self._take(worker):
                 ran = self._run(worker)
-                with self._work:
+                with self._lock:
                     if worker.given_up:
                         return
                     worker.called = math.inf
                     self._running -= 1
                 self._on_ran(ran)
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
-            with self._work:
+            with self._lock:
                 if worker.called != math.inf:
                     self._running -= 1
             self._on_death(worker, error)
@@ -185,19 +199,29 @@ class WorkerPool:
         worker.batch = []
         tokenised: list[Item] = []
         while True:
-            with self._work:
+            with self._lock:
                 for item in tokenised:
                     self._waiting.add(item)
-                while not self._inbox:
+                asleep = not self._inbox
+                if asleep:
                     if self._closing:
                         return False
                     if self._form(worker):
                         return True
-                    self._idle += 1
-                    if not self._inbox:
-                        self._work.wait()
-                    self._idle -= 1
-            tokenised = self._tokenise()
+                    self._idle.append(worker)
+                    asleep = not self._inbox
+                    if not asleep:
+                        self._idle.remove(worker)
+            tokenised = []
+            if asleep:
+                worker.wake.acquire()
+            else:
+                tokenised = self._tokenise()
+
+    def _rouse(self, workers: int) -> None:
+        """Wake so many, under the lock, if so many sleep."""
+        for _ in range(min(workers, len(self._idle))):
+            self._idle.pop().wake.release()
 
     def _form(self, worker: Worker) -> bool:
         """Form the next batch under the lock; False if nothing waits."""
@@ -216,8 +240,8 @@ class WorkerPool:
             self._crowded = now
         self._running += 1
         worker.called = now
-        if len(self._waiting) and self._idle:
-            self._work.notify()
+        if len(self._waiting):
+            self._rouse(1)
         return True
 
     def _tokenise(self) -> list[Item]:
@@ -259,12 +283,24 @@ class WorkerPool:
         alone = lone is not None and lone.may(started)
         all_cores = lone is not None and alone and lone.takes()
         classifier = lone.classifier if lone is not None and all_cores else model.classifier
+        self._seat(worker, lone.seats if lone is not None and all_cores else None)
         begun = model.work_clock()
         outcomes = run_isolated(classifier, items)
         work_s, ended = model.work_clock() - begun, self._clock()
         if model.lone is not None:
             model.lone.ended = ended
         return Ran(items, outcomes, started, ended, work_s, alone, all_cores)
+
+    def _seat(self, worker: Worker, seats: Seats | None) -> None:
+        """Keep the thread on the caller's seat, or let it go.
+
+        It stays there between calls, so that it also wakes there, where no other thread of the call spins.
+        """
+        if seats == worker.seats or sys.platform != "linux":
+            return
+        with contextlib.suppress(OSError):  # the processors of this process were changed
+            os.sched_setaffinity(0, self._everywhere if seats is None else {seats.caller})
+        worker.seats = seats
 
 
 def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
