@@ -306,7 +306,10 @@ class Engine:
                 self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
             self._account()
             if look % _LOOKS_A_SAMPLE == 0:
-                self.sample()
+                try:
+                    self.sample()
+                except Exception:
+                    log.exception("metrics were not sampled")  # nor must what watches end by it
 
     def _give_up(self, worker: Worker) -> None:
         items = self._pool.give_up(worker)

@@ -53,19 +53,25 @@ class LoneSession:
     def takes(self) -> bool:
         """Whether the next request that could take it does: unless it was slower lately; at times the opposite."""
         self.calls += 1
-        worth = self.all_cores <= _LONE_TOO_SLOW * self.one_core
-        return worth != (self.calls % TRY_EVERY >= TRY_EVERY - 2)
+        return self._worth != (self.calls % TRY_EVERY >= TRY_EVERY - 2)
 
     def learn(self, started: float, ended: float, predicted: float, *, all_cores: bool) -> None:
-        """Note the call of a request that could take it; one that found all cores' threads asleep says nothing."""
-        share = min(_LONE_MOST, (ended - started) / predicted)
+        """Note the call of a request that could take it."""
+        share = (ended - started) / predicted
         if all_cores:
-            awake = started - self.all_cores_ended <= LONE_WITHIN_S
+            # One that found its threads asleep counts where such calls are what is taken; a trial says nothing then.
+            counts = started - self.all_cores_ended <= LONE_WITHIN_S or self._worth
             self.all_cores_ended = ended
-            if awake:
+            if counts:
+                # Neighbours that slow one core down leave room above it: else nothing would ever be too slow.
+                share = min(_LONE_MOST * max(1.0, self.one_core), share)
                 self.all_cores += _LONE_WEIGHT * (share - self.all_cores)
         else:
-            self.one_core += _LONE_WEIGHT * (share - self.one_core)
+            self.one_core += _LONE_WEIGHT * (min(_LONE_MOST, share) - self.one_core)
+
+    @property
+    def _worth(self) -> bool:
+        return self.all_cores <= _LONE_TOO_SLOW * self.one_core
 
 
 @dataclass(eq=False)

@@ -82,8 +82,12 @@ class Worker:
     """The watchdog has replaced it: if its call ever returns, it ends without answering."""
     wake: threading.Lock = field(default_factory=_held)
     """Released by whoever has work for it while it sleeps."""
+    native_id: int = 0
+    """Of its thread."""
     seats: Seats | None = None
     """Whose caller's seat its thread is kept on."""
+    home: frozenset[int] = frozenset()
+    """The processors that it may use otherwise."""
 
 
 class WorkerPool:
@@ -113,7 +117,7 @@ class WorkerPool:
         self._niceness = niceness
         self._clock = clock
         self._threads: list[threading.Thread] = []
-        self._everywhere = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+        self._seated: Worker | None = None
         self._inbox: deque[Item] = deque()
         """The owner appends, workers take; neither needs the lock for it."""
         self._lock = threading.Lock()
@@ -179,6 +183,7 @@ class WorkerPool:
         if self._niceness and sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         set_time_slice(WORKER_SLICE_S)
+        worker.native_id = threading.get_native_id()
         try:
             while self._take(worker):
                 ran = self._run(worker)
@@ -190,6 +195,8 @@ class WorkerPool:
                 self._on_ran(ran)
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
             with self._lock:
+                if worker.given_up:
+                    return
                 if worker.called != math.inf:
                     self._running -= 1
             self._on_death(worker, error)
@@ -263,7 +270,7 @@ class WorkerPool:
                 failed.items.append(item)
                 failed.outcomes.append(error)
                 continue
-            except Exception as error:  # noqa: BLE001 - a tokeniser may fail in any way; the text fails, not the worker
+            except BaseException as error:  # noqa: BLE001 - a tokeniser may even panic; the text fails, not the worker
                 failed.items.append(item)
                 failed.outcomes.append(InvalidTextError(f"the text can't be tokenised: {error}"))
                 continue
@@ -298,8 +305,16 @@ class WorkerPool:
         """
         if seats == worker.seats or sys.platform != "linux":
             return
-        with contextlib.suppress(OSError):  # the processors of this process were changed
-            os.sched_setaffinity(0, self._everywhere if seats is None else {seats.caller})
+        with contextlib.suppress(OSError):  # the processors of this process were changed, or a thread has ended
+            if seats is None:
+                os.sched_setaffinity(worker.native_id, worker.home)
+            else:
+                if self._seated is not None and self._seated is not worker:
+                    self._seat(self._seated, None)  # two would get in each other's way
+                self._seated = worker
+                if worker.seats is None:
+                    worker.home = frozenset(os.sched_getaffinity(0))
+                os.sched_setaffinity(0, {seats.caller})
         worker.seats = seats
 
 

@@ -101,7 +101,7 @@ class FakeClassifier:
         manifest: Manifest | None = None,
         *,
         errors: Mapping[str, BaseException] | None = None,
-        encode_errors: Mapping[str, Exception] | None = None,
+        encode_errors: Mapping[str, BaseException] | None = None,
         nan_for: Collection[str] = (),
         blocked: bool = False,
     ) -> None:

@@ -448,6 +448,23 @@ def test_a_version_knows_how_many_requests_it_still_owes() -> None:
     run(scenario)
 
 
+def test_a_tokeniser_that_panics_fails_its_text_alone() -> None:
+    class Panic(BaseException):
+        """As a library in Rust raises it."""
+
+    async def scenario() -> None:
+        async with bench() as it:
+            classifier = FakeClassifier(encode_errors={"bad": Panic("broken")})
+            model = served(classifier)
+            good, bad = it.submit(model, "good"), it.submit(model, "bad")
+            with pytest.raises(InvalidTextError, match="broken"):
+                await bad.future
+            assert len(await good.future) == 1
+            assert it.sample("successor_worker_restarts_total", reason="died") == 0
+
+    run(scenario)
+
+
 def test_batches_are_counted() -> None:
     async def scenario() -> None:
         async with bench() as it:

@@ -91,3 +91,28 @@ def test_a_worker_takes_its_seat_for_lone_calls_and_leaves_it_for_others(there: 
     assert [one.lone for one in ran] == [False, True, True, False]
     assert lone.where == [{seat} if there else everywhere] * 2
     assert shared.where == [everywhere] * 2
+
+
+def test_only_one_worker_has_the_seat() -> None:
+    everywhere = os.sched_getaffinity(0)
+    lone = Located()
+    model = served(Located(), lone=lone)
+    assert model.lone is not None
+    model.lone.seats = Seats(max(everywhere), ())
+    answered = threading.Semaphore(0)
+
+    def fail(_: object, error: BaseException) -> None:
+        raise AssertionError from error
+
+    pool = WorkerPool(
+        workers=2, patience_s=1.0, on_ran=lambda _: answered.release(), on_death=fail, niceness=0, clock=lambda: 10.0
+    )
+    try:
+        model.lone.ended = 10.0
+        for _ in range(20):
+            pool.put([item(model)])
+            assert answered.acquire(timeout=10)
+        seated = [worker for worker in pool.live if os.sched_getaffinity(worker.native_id) != everywhere]
+        assert len(seated) == (1 if len(everywhere) > 1 else 0)
+    finally:
+        pool.close(5.0)

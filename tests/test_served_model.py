@@ -54,3 +54,18 @@ def test_a_single_slow_call_counts_for_no_more_than_twice_the_predicted(lone: Lo
     taken(lone, 1.2, 0.8, 2 * TRY_EVERY)
     lone.learn(lone.ended, lone.ended + 5.0, 0.006, all_cores=True)
     assert lone.all_cores <= 0.95
+
+
+def test_neighbours_that_slow_one_core_down_leave_all_cores_to_be_judged(lone: LoneSession) -> None:
+    took = taken(lone, 1.9, 6.0, 10 * TRY_EVERY)
+    assert took[-2 * TRY_EVERY :].count(True) == 4
+
+
+def test_threads_that_sleep_before_every_call_are_judged_by_that(lone: LoneSession) -> None:
+    now = 10.0
+    for _ in range(60):  # pairs of requests: the first of each takes one core and is not learned from
+        now += 1.0
+        lone.ended = now
+        all_cores = lone.takes()
+        lone.learn(now, now + 0.006 * (1.9 if all_cores else 1.0), 0.006, all_cores=all_cores)
+    assert lone.all_cores > 1.15 * lone.one_core

@@ -122,7 +122,7 @@ def measure_throughput(
             _measure_lone_latency(engine, [served, least], effort, report)
     rate = float(np.mean(rates["engine"]))
     if bar is not None:
-        measure_floor(engine, 1000 * (1 - bar.bound) * cores / rate, effort, report, logs)
+        measure_floor(engine, 1000 * (1 / bar.bound - 1) * cores / rate, effort, report, logs)
     return Rates(rate, float(np.mean(rates["service, 16"])))
 
 
