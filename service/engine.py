@@ -19,9 +19,10 @@ from model_store.errors import SuccessorError
 from model_store.manifest import Side
 from service.batcher import Answer, Item, Job
 from service.errors import ClientGoneError, DeadlineExceededError, OverloadedError, ShuttingDownError, WorkerLostError
+from service.isolation import Outcome
 from service.metrics import Metrics
 from service.served_model import ServedModel
-from service.workers import Outcome, Ran, Worker, WorkerPool
+from service.workers import Ran, Worker, WorkerPool
 
 log = structlog.get_logger(__name__)
 

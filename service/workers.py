@@ -15,21 +15,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from model_store.classifier import Classifier, Logits, Scores, to_scores
-from model_store.encoding import EncodedText
-from model_store.errors import InferenceError, InvalidTextError, SuccessorError
+from model_store.errors import InvalidTextError, SuccessorError
 from model_store.seats import Seats
 from service.batcher import Item, Waiting, form_batch
+from service.isolation import Outcome, run_isolated
 from service.scheduling import WORKER_SLICE_S, set_time_slice
 
 # A request is lone if no other was in the engine beside it for this long.
 LONE_AFTER_S = 0.1
 # After tokenising this many texts a worker puts them into the queue, where others see them.
 _TEXTS_AT_ONCE = 16
-
-Outcome = list[float] | SuccessorError
 
 
 @dataclass(slots=True)
@@ -316,42 +311,3 @@ class WorkerPool:
                     worker.home = frozenset(os.sched_getaffinity(0))
                 os.sched_setaffinity(0, {seats.caller})
         worker.seats = seats
-
-
-def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
-    """Scores `(labels,)` of each item; if the batch fails, each item that has none is run again alone.
-
-    So a text that breaks the engine, or gets logits that are not finite, fails alone.
-    """
-    outcomes = _attempt(classifier, items)
-    if len(items) == 1:
-        return outcomes
-    return [
-        _attempt(classifier, [item])[0] if isinstance(outcome, SuccessorError) else outcome
-        for item, outcome in zip(items, outcomes, strict=True)
-    ]
-
-
-def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
-    encoded: list[EncodedText] = [item.encoded for item in items]
-    try:
-        logits = classifier.run(encoded)
-        if np.isfinite(logits).all():
-            return _rows(logits, to_scores(logits, classifier.manifest.scores), items)
-    except SuccessorError as error:
-        return [error] * len(items)
-    except Exception as error:  # noqa: BLE001 - an engine may fail in any way; its batch fails, not the worker
-        return [InferenceError(f"{classifier.manifest.id} failed: {error}") for _ in items]
-    bad = InferenceError(f"{classifier.manifest.id} answered with a number that is not finite")
-    finite = [bool(np.isfinite(row).all()) for row in logits]
-    kept = [item for item, whole in zip(items, finite, strict=True) if whole]
-    good = iter(_rows(logits[finite], to_scores(logits[finite], classifier.manifest.scores), kept))
-    return [next(good) if whole else bad for whole in finite]
-
-
-def _rows(logits: Logits, scores: Scores, items: Sequence[Item]) -> list[Outcome]:
-    rows: list[list[float]] = scores.tolist()
-    if not any(item.job.raw_scores for item in items):
-        return [*rows]
-    raw: list[list[float]] = logits.tolist()
-    return [raw[row] if item.job.raw_scores else rows[row] for row, item in enumerate(items)]

@@ -1,4 +1,4 @@
-"""What a worker does with the texts that it takes."""
+"""What becomes of a batch when one of its texts breaks it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 
 from model_store.errors import InferenceError, SuccessorError
 from service.batcher import Item
+from service.isolation import run_isolated
 from service.served_model import ServedModel
-from service.workers import run_isolated
 from tests.fakes import FakeClassifier, fake_ids, fake_logits
 from tests.serving import item, served
 
