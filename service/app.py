@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
 from model_store.errors import RuntimeInstallationError, SuccessorError
+from model_store.seats import seats_for
 from model_store.store import ModelStore
 from service import telemetry
 from service.access import Keyring
@@ -111,6 +112,7 @@ async def running(
         store=store,
         provider=provider,
         workers=workers,
+        seats=seats_for(workers) if settings.processes == 1 else None,  # processes would choose the same
         lone_max_bytes=settings.lone_max_bytes,
         max_batch_texts=settings.batch_texts(on_cpu=on_cpu),
         metrics=metrics,

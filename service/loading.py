@@ -18,7 +18,7 @@ from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, SuccessorError
 from model_store.machine import processor
 from model_store.manifest import Artifact, Manifest, ModelId
-from model_store.seats import Seats, seats_for
+from model_store.seats import Seats
 from model_store.store import ModelStore
 from service.cost_model import CostModel, CostState
 from service.metrics import Metrics
@@ -46,6 +46,7 @@ class Loader:
         store: where it is.
         provider: an execution provider, as `choose_provider` returns it.
         workers: cores for a lone request.
+        seats: where its threads are kept; None: anywhere.
         lone_max_bytes: files up to this size get the second session that a lone request runs in, and are measured in
             idle time although they are not served.
         max_batch_texts: texts that may run together.
@@ -56,6 +57,7 @@ class Loader:
     store: ModelStore
     provider: str
     workers: int
+    seats: Seats | None
     lone_max_bytes: int
     max_batch_texts: int
     metrics: Metrics
@@ -146,10 +148,9 @@ class Loader:
             log.warning("no session for lone requests", model=served.reference, error=str(error))
 
     def _lone_of(self, served: ServedModel) -> LoneSession:
-        seats = seats_for(self.workers)
-        lone = self._opened(served, served.classifier.artifact, threads=self.workers, seats=seats)
+        lone = self._opened(served, served.classifier.artifact, threads=self.workers, seats=self.seats)
         check_same(served.classifier, lone)
-        return LoneSession(lone, seats)
+        return LoneSession(lone, self.seats)
 
     async def _measure_other(self, served: ServedModel, artifact: Artifact, idle: Callable[[], bool]) -> None:
         """Measure a file that is not served, in a session that ends with this."""

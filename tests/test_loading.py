@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from model_store.encoding import TextItem
 from model_store.errors import InferenceError, IntegrityError
 from model_store.manifest import Artifact, Manifest, ModelId
+from model_store.seats import Seats
 from model_store.store import ModelStore, digest_file
 from service.cost_model import CostModel
 from service.loading import Loader, check_same, warm_up
@@ -29,6 +31,7 @@ def loader(store: ModelStore, costs: Path | None = None, *, workers: int = 2, lo
         store=store,
         provider="CPUExecutionProvider",
         workers=workers,
+        seats=None,
         lone_max_bytes=lone_max_bytes,
         max_batch_texts=16,
         metrics=Metrics(CollectorRegistry()),
@@ -77,7 +80,10 @@ def calibrated(load: Loader, model: ModelId) -> ServedModel:
 
 
 def test_idle_time_opens_a_second_session(store: ModelStore, tiny: ModelId) -> None:
-    assert calibrated(loader(store), tiny).lone is not None
+    seats = Seats(0, (0,))
+    lone = calibrated(replace(loader(store), seats=seats), tiny).lone
+    assert lone is not None
+    assert lone.seats == seats
 
 
 def test_large_files_and_single_cores_get_no_second_session(store: ModelStore, tiny: ModelId) -> None:
