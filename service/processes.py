@@ -49,7 +49,8 @@ class Supervisor:
         self._listeners = listeners
         self._run = run
         self._context = multiprocessing.get_context("spawn")
-        self._ending = threading.Event()
+        self._ending = False
+        """Set by a signal's handler, which may find this thread anywhere: a lock that it held would never be free."""
         self._short_lives = 0
         self._started: dict[BaseProcess, float] = {}
 
@@ -64,8 +65,9 @@ class Supervisor:
         try:
             for _ in range(self._settings.processes):
                 self._start()
-            while not self._ending.wait(_POLL_S):
+            while not self._ending:
                 self._replace_dead()
+                time.sleep(_POLL_S)
             return self._stop() if self._short_lives < _MOST_SHORT_LIVES else self._stop() or 1
         finally:
             for number, handler in previous.items():
@@ -74,7 +76,7 @@ class Supervisor:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
-        self._ending.set()
+        self._ending = True
 
     def _start(self) -> None:
         process = self._context.Process(target=_enter, args=(self._run, self._settings, self._listeners, self._control))
@@ -90,7 +92,7 @@ class Supervisor:
             self._short_lives = self._short_lives + 1 if lived < _SHORT_LIFE_S else 0
             if self._short_lives >= _MOST_SHORT_LIVES:
                 log.error("server processes keep dying: giving up")
-                self._ending.set()
+                self._ending = True
                 return
             self._start()
 

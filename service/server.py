@@ -214,22 +214,30 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._leave_at = math.inf
+        self._signal: int | None = None
+        """What began the farewell, until that is logged."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Begin the farewell at the first signal; at the second, cut it short; while starting, end when started."""
+        """Begin the farewell at the first signal; at the second, cut it short; while starting, end when started.
+
+        It may interrupt this thread anywhere, also where it holds the log's lock: it takes none and logs nothing.
+        """
         if not self.started:
             self.should_exit = True
             return
         if self._leave_at < math.inf:
             self.should_exit = self.force_exit = True
             return
-        log.info("going down", signal=signal.Signals(sig).name)
+        self._signal = sig
         service: Service = self.lifespan.state["service"]
         service.draining = True
         self._leave_at = time.monotonic() + _FAREWELL_S
 
     async def on_tick(self, counter: int) -> bool:
         """Sweep; stop once the farewell is over, where uvicorn then waits for what is in flight."""
+        if self._signal is not None:
+            log.info("going down", signal=signal.Signals(self._signal).name)
+            self._signal = None
         if counter % _SWEEP_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for protocol in list(self.server_state.connections):

@@ -320,8 +320,12 @@ def test_a_request_that_does_not_arrive_is_given_up_and_holds_nothing(
 
 def server_processes(running: RunningServer) -> set[int]:
     """The living processes that its parent has started to serve."""
-    living = [child for child in psutil.Process(running.process.pid).children() if child.status() != "zombie"]
-    return {child.pid for child in living if "spawn_main" in " ".join(child.cmdline())}
+    serving = set()
+    for child in psutil.Process(running.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):  # it has just died
+            if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline()):
+                serving.add(child.pid)
+    return serving
 
 
 def metric(running: RunningServer, name: str) -> float:
