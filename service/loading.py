@@ -137,7 +137,7 @@ class Loader:
         return CostModel(kept) if kept is not None and kept.calls >= len(self._grid(manifest, artifact)) else None
 
     async def _open_lone(self, served: ServedModel, idle: Callable[[], bool]) -> None:
-        """Give a model the session with all cores, if its file may have one and that is faster."""
+        """Give a model the session with all cores, if its file may have one."""
         bytes_ = served.classifier.artifact.bytes
         if self.provider != PROVIDERS["cpu"] or self.workers == 1 or bytes_ > self.lone_max_bytes:
             return

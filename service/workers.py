@@ -175,10 +175,10 @@ class WorkerPool:
     # On a worker's thread
 
     def _live(self, worker: Worker) -> None:
-        if self._niceness and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
-        set_time_slice(WORKER_SLICE_S)
         worker.native_id = threading.get_native_id()
+        if self._niceness and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, worker.native_id, self._niceness)
+        set_time_slice(WORKER_SLICE_S)
         try:
             while self._take(worker):
                 ran = self._run(worker)

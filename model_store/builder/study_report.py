@@ -41,7 +41,7 @@ def study_report(study: Study, results: Results) -> dict[str, Any]:
             if record is not None:
                 cells.setdefault(cell.arm, {})[cell.seed] = record
         if task is not None and cells:
-            tasks[name] = _task_report(study, name, task, cells)
+            tasks[name] = _task_report(study, task, cells)
     done, units = results.missing(study), study.units()
     machines = sorted({m for task in tasks.values() for arm in task["arms"].values() for m in arm["machines"]})
     return {
@@ -61,7 +61,7 @@ def stated_interval(task: Record, record: Record) -> tuple[float, float]:
     return paired_bootstrap(metric, expanded(record["predictions"]), targets).interval
 
 
-def _task_report(study: Study, name: str, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
+def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
     metrics, targets = metrics_of(task), expanded(task["targets"])
     rivals = [name for name in study.references if name in cells]
     arms = {}
@@ -91,7 +91,7 @@ def _task_report(study: Study, name: str, task: Record, cells: dict[str, dict[in
         arms[arm] = entry
     return {
         "metric": metrics[0].name,
-        "learning_rates": study.rates_on(name),
+        "learning_rates": study.rates_on(task["task"]),
         "splits": task["splits"],
         "licence": task["licence"],
         "tfidf": task["tfidf"],

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import resource
 from collections.abc import Sequence
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from service.comparison import load
@@ -17,7 +17,7 @@ from tests.benchmarks.engine import EngineAlone
 from tests.benchmarks.figures import Figure, Report, at_least, at_most
 from tests.benchmarks.servers import Target
 from tests.benchmarks.throughput import Rates
-from tests.benchmarks.wrk import drive
+from tests.benchmarks.wrk import drive, processor_seconds
 
 SHARES = (0.5, 0.7, 0.9)
 IDEAL_BAR = 1.5  # at the shares up to 0.7
@@ -78,10 +78,9 @@ def measure_overload(served: Target, rates: Rates, effort: Effort, report: Repor
     """Report useful answers, refusals and kept deadlines at three times the engine's capacity."""
     before = _closed_rate(served, effort)
     arrivals = load.poisson_arrivals(OVERLOAD * rates.engine, effort.overload_seconds, seed=300)
-    process = psutil.Process()
-    used = sum(process.cpu_times()[:2])
+    used = processor_seconds(resource.RUSAGE_SELF)
     replies = load.run(_open_loop(served, arrivals, {"request-timeout-ms": str(DEADLINE_MS)}))
-    used = sum(process.cpu_times()[:2]) - used
+    used = processor_seconds(resource.RUSAGE_SELF) - used
     own = (before + _closed_rate(served, effort)) / 2
     accepted = [reply for reply in replies if reply.status in {200, 504}]
     useful = [reply for reply in accepted if reply.status == 200 and 1000 * reply.latency <= DEADLINE_MS]

@@ -12,7 +12,7 @@ from model_store.encoding import TextItem
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import EngineAlone
 from tests.benchmarks.figures import Figure, Report
-from tests.benchmarks.servers import least_endpoint, processor_seconds
+from tests.benchmarks.servers import least_endpoint, server_seconds
 from tests.benchmarks.wrk import drive
 
 _CONNECTIONS = 16
@@ -35,9 +35,9 @@ def measure_floor(engine: EngineAlone, budget_ms: float, effort: Effort, report:
     tokenisation = (perf_counter() - start) / len(subject.texts)
     with least_endpoint(subject, logs) as least:
         drive(least.server.url, least.path, least.bodies, _CONNECTIONS, 1.0)
-        before = processor_seconds(least)
+        before = server_seconds(least)
         seen = drive(least.server.url, least.path, least.bodies, _CONNECTIONS, effort.round_seconds)
-        spent = processor_seconds(least) - before
+        spent = server_seconds(least) - before
     costs = {
         "load generator": seen.generator_ms,
         "uvicorn": 1000 * spent / (seen.answers_a_second * effort.round_seconds),
@@ -45,6 +45,6 @@ def measure_floor(engine: EngineAlone, budget_ms: float, effort: Effort, report:
     }
     for name, cost in costs.items():
         report.add(Figure(subject.label, f"a request without a model: {name}", cost, "core-ms", note="caches are warm"))
-    left = Figure(subject.label, "left for the service", budget_ms - sum(costs.values()), "core-ms a request")
     report.add(Figure(subject.label, "budget of a request beside the engine", budget_ms, "core-ms"))
-    report.add(left)
+    left = budget_ms - sum(costs.values())
+    report.add(Figure(subject.label, "left for the service", left, "core-ms a request"))

@@ -19,8 +19,6 @@ from model_store.classifier import OnnxClassifier, to_scores
 from model_store.encoding import TextItem
 from model_store.store import ModelStore
 
-_CONSTANT = b'{"label":"positive","probs":[0.25,0.75]}'
-
 
 def create_app(answer: Callable[[bytes], bytes]) -> ASGIApp:
     """The application around a function of a request's body."""
@@ -37,6 +35,11 @@ def create_app(answer: Callable[[bytes], bytes]) -> ASGIApp:
         await send({"type": "http.response.body", "body": content})
 
     return app
+
+
+def constant(_: bytes) -> bytes:
+    """Answers without a model."""
+    return b'{"label":"positive","probs":[0.25,0.75]}'
 
 
 def inline(classifier: OnnxClassifier) -> Callable[[bytes], bytes]:
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    answer: Callable[[bytes], bytes] = lambda _: _CONSTANT  # noqa: E731
+    answer: Callable[[bytes], bytes] = constant
     if arguments.store is not None:
         store = ModelStore(arguments.store)
         version = store.open(store.resolve(arguments.model))

@@ -64,7 +64,7 @@ def least_endpoint(subject: Subject, logs: Path, threads: int | None = None) -> 
         yield replace(service_target(server, str(subject.model), subject.texts), name="least endpoint")
 
 
-def processor_seconds(target: Target) -> float:
+def server_seconds(target: Target) -> float:
     """What a server that was started here has used of the processor, the system's work for it included."""
     if target.server.process is None:
         raise ValueError(f"{target.name} was not started here")

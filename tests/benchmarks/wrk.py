@@ -50,9 +50,9 @@ def drive(url: str, path: str, bodies: Sequence[object], connections: int, secon
         file.flush()
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
         command += ["--timeout", "30s", "--script", str(_SCRIPT), url + path, "--", file.name]
-        before = _spent(resource.RUSAGE_CHILDREN)
+        before = processor_seconds(resource.RUSAGE_CHILDREN)
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
-        spent = _spent(resource.RUSAGE_CHILDREN) - before
+        spent = processor_seconds(resource.RUSAGE_CHILDREN) - before
     if result.returncode != 0 or not result.stdout.strip():
         raise LoadError(f"wrk failed on {url}: {' '.join((result.stderr or result.stdout).split())}")
     seen = json.loads(result.stdout.strip().splitlines()[-1])
@@ -63,17 +63,17 @@ def drive(url: str, path: str, bodies: Sequence[object], connections: int, secon
 async def _drive(url: str, path: str, bodies: Sequence[object], connections: int, seconds: float) -> Driven:
     origin = Origin.parse(url)
     requests = itertools.cycle([origin.post(path, body) for body in bodies])
-    before = _spent(resource.RUSAGE_SELF)
+    before = processor_seconds(resource.RUSAGE_SELF)
     async with load.Client(url, connections, strict=False) as client:
         replies = await client.closed_loop(requests, seconds=seconds)
     start = min(reply.sent for reply in replies)
     good = [reply for reply in replies if reply.status == 200 and reply.ended <= start + seconds]
     p50_ms = 1000 * float(np.median([reply.latency for reply in replies]))
-    generator_ms = 1000 * (_spent(resource.RUSAGE_SELF) - before) / len(replies)
+    generator_ms = 1000 * (processor_seconds(resource.RUSAGE_SELF) - before) / len(replies)
     return Driven(len(good) / seconds, sum(reply.status != 200 for reply in replies), p50_ms, generator_ms)
 
 
-def _spent(who: int) -> float:
+def processor_seconds(who: int) -> float:
     """Processor seconds, in programs and in the system."""
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
