@@ -176,6 +176,27 @@ def test_a_cell_is_not_judged_before_the_trials_that_choose_its_rate_are_there_a
     assert copy.path(trial).exists()
 
 
+def test_processes_that_share_a_study_take_different_units_and_none_that_rests_on_a_missing_one(
+    study: Study, finished: Results, tmp_path: Path
+) -> None:
+    copy = Results(tmp_path / "records")
+    first, second, third = (Bench(study, copy, tmp_path / "work", Recorder()) for _ in range(3))
+    units = study.units()
+    with first.claimed(units) as one, second.claimed(units) as two, third.claimed(units) as none:
+        assert (one, two, none) == (*study.trials("words", PREDECESSOR), None)
+    shutil.copytree(finished.folder, copy.folder)
+    trial = study.trials("words", "theseus")[0]
+    for unit in (trial, Cell("words", PREDECESSOR, 4)):
+        copy.path(unit).unlink()
+    missing = [unit for unit in units if unit != trial]
+    with first.claimed(missing) as one, second.claimed(missing) as none:
+        assert (one, none) == (Cell("words", PREDECESSOR, 4), None)
+    for rests_on in (Cell("words", "control", 4), Cell("words", "theseus", 0)):  # a missing cell, a missing trial
+        copy.path(rests_on).unlink()
+        with first.claimed([rests_on]) as none:
+            assert none is None
+
+
 def test_the_number_of_torchs_threads_is_the_studys_and_is_put_back(
     study: Study, finished: Results, tmp_path: Path
 ) -> None:

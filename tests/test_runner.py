@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import pytest
 
 from model_store.builder.errors import WorkFolderError
 from model_store.builder.progress import ConsoleProgress
-from model_store.builder.runner import Runner, exclusive, key_of
+from model_store.builder.runner import Runner, key_of, using
+from tests.tiny_torch import Recorder
 
 
 def test_a_result_is_made_once_and_kept_with_its_figures(tmp_path: Path) -> None:
@@ -46,15 +49,52 @@ def test_a_key_depends_on_every_part_and_on_their_order() -> None:
     assert len(keys) == 3
 
 
-def test_two_builds_can_not_use_one_work_folder(tmp_path: Path) -> None:
-    refused = pytest.raises(WorkFolderError, match="another build is using")
-    with exclusive(tmp_path / "work"), refused, exclusive(tmp_path / "work"):
+def test_a_work_folder_is_one_builds_or_shared_by_those_that_agree_to_share(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    for first, second in ((True, True), (True, False), (False, True)):
+        refused = pytest.raises(WorkFolderError, match="another build is using")
+        with using(work, alone=first), refused, using(work, alone=second):
+            pass
+    with using(work, alone=False), using(work, alone=False):
         pass
-    with exclusive(tmp_path / "work"):
+    with using(work, alone=True):
         pass
+
+
+def test_a_piece_of_work_is_claimed_by_one_at_a_time(tmp_path: Path) -> None:
+    one, other = (Runner(tmp_path, ConsoleProgress()) for _ in range(2))
+    with one.claim("a/b/seed0") as ours, other.claim("a/b/seed0") as theirs, other.claim("a/b/seed1") as another:
+        assert (ours, theirs, another) == (True, False, True)
+    with other.claim("a/b/seed0") as theirs:
+        assert theirs
+
+
+def test_a_result_that_another_process_is_making_is_waited_for_and_taken(tmp_path: Path) -> None:
+    made, begun, go_on = [], threading.Event(), threading.Event()
+
+    def slow(output: Path, scratch: Path) -> dict[str, Any]:
+        made.append(output)
+        begun.set()
+        go_on.wait(10)
+        return {"dev": 0.5}
+
+    class Waiting(Recorder):
+        def note(self, message: str) -> None:
+            super().note(message)
+            if "another process" in message:
+                go_on.set()
+
+    progress = Waiting()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(Runner(tmp_path, Recorder()).run, "train", "k" * 64, slow)
+        begun.wait(10)
+        second = Runner(tmp_path, progress).run("train", "k" * 64, slow)
+        assert second == first.result()
+    assert len(made) == 1
+    assert progress.notes[-1] == "train: already done"
 
 
 def test_a_work_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WorkFolderError, match="can't be written"), exclusive(tmp_path / "file" / "work"):
+    with pytest.raises(WorkFolderError, match="can't be written"), using(tmp_path / "file" / "work", alone=True):
         pass

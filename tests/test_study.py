@@ -93,6 +93,9 @@ def test_a_cells_recipe_has_its_rates_seed_and_the_common_budget(tmp_path: Path)
         ("fine_tune", 3, 0.01),
         ("export", None, None),
     ]
+    both = loaded(tmp_path, "predecessor_steps=[{operator: fine_tune}]", "tasks.words.predecessor_epochs=2")
+    recipe = both.recipe("words", "control", 4, {})
+    assert [getattr(step, "epochs", None) for step in recipe.steps] == [2, None, 3, None]
     longer = loaded(tmp_path, "tasks.words.epochs=7").recipe("words", "control", 4, {})
     assert [getattr(step, "epochs", None) for step in longer.steps] == [5, None, 7, None]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,12 @@ import yaml
 from typer.testing import CliRunner
 
 from model_store.builder import study_cli
+from model_store.builder.cells import Bench
 from model_store.builder.errors import StudyError
 from model_store.builder.records import Results
-from model_store.builder.study import PREDECESSOR, Cell
+from model_store.builder.study import PREDECESSOR, Cell, load_study
 from tests.tiny_studies import study_document
+from tests.tiny_torch import Recorder
 
 ONE_RATE = ["--set", "learning_rates=[0.01]", "--set", "seeds=[0]"]
 
@@ -55,6 +59,27 @@ def test_a_cell_without_a_record_leaves_one(app: typer.Typer, study: Path) -> No
     assert said.startswith("words/control/seed0: accuracy 0.")
     assert "recorded" not in said
     assert Results(study.parent / "other").path(Cell("words", "control", 0)).exists()
+
+
+@pytest.mark.slow
+def test_a_process_waits_for_what_another_is_at_and_takes_what_it_leaves(
+    app: typer.Typer, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_study(study, ONE_RATE[1::2])
+    other = Bench(whole, Results(study.with_suffix("")), study.parent / "work", Recorder())
+    with ExitStack() as at_work:
+        at_work.enter_context(other.using(alone=False))
+        assert at_work.enter_context(other.claimed(whole.units())) == Cell("words", PREDECESSOR, 0)
+        looks = []
+
+        def sleep(seconds: float) -> None:
+            looks.append(seconds)
+            if len(looks) == 2:
+                at_work.close()
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        assert run(app, study, "--next").startswith("1 of 3 finished")
+    assert len(looks) == 2
 
 
 @pytest.mark.slow

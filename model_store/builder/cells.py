@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from model_store.builder.pipeline import Chain, Plan, check_installation, make_p
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
 from model_store.builder.records import Record, Results, compacted
-from model_store.builder.runner import Runner, exclusive, key_of
+from model_store.builder.runner import Runner, key_of, using
 from model_store.builder.step import StepParameters
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
 from model_store.machine import describe_machine
@@ -42,6 +42,35 @@ class Bench:
         self._runner = Runner(work, progress)
         self._plans: dict[str, Plan] = {}  # one for each task, made when it is first needed
 
+    def using(self, *, alone: bool) -> AbstractContextManager[None]:
+        """Hold the work folder: alone, or together with other processes that fill the same study.
+
+        Raises:
+            WorkFolderError: it is held otherwise, or can't be written.
+        """
+        return using(self._runner.work, alone=alone)
+
+    @contextmanager
+    def claimed(self, units: Iterable[Cell | Trial]) -> Iterator[Cell | Trial | None]:
+        """The first of these units that rests on nothing missing and that no other process has; it is ours meanwhile.
+
+        None where there is none: others are at work on what the rest waits for.
+        """
+        for unit in units:
+            if self._ready(unit):
+                with self._runner.claim(f"{self._results.folder.absolute()} {unit}") as ours:
+                    if ours and not self._results.path(unit).exists():  # nor has another finished it meanwhile
+                        yield unit
+                        return
+        yield None
+
+    def _ready(self, unit: Cell | Trial) -> bool:
+        """Its rates are chosen, and the predecessor that it starts from has been trained for a cell of its own."""
+        if self._undecided(unit):
+            return False
+        seed = unit.seed if isinstance(unit, Cell) else self._study.search_seed
+        return unit.arm == PREDECESSOR or self._results.path(Cell(unit.task, PREDECESSOR, seed)).exists()
+
     def compute(self, unit: Cell | Trial) -> Record:
         """The record of a unit, with the trials that it rests on; nothing of it is looked up but those.
 
@@ -49,7 +78,7 @@ class Bench:
             BuildError: anything expected; the message says what to do.
         """
         check_installation()
-        with exclusive(self._runner.work), _torch_threads(self._study.threads):
+        with _torch_threads(self._study.threads):
             self._note_task(unit.task)
             for arm in _searched_before(unit):
                 self._search(unit.task, arm)
@@ -67,7 +96,7 @@ class Bench:
         needed = self._needed()
         for folder in (self._runner.work / "steps").glob("*"):
             if folder not in needed:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too
 
     def _search(self, task: str, arm: str) -> None:
         for trial in self._study.trials(task, arm):

@@ -13,7 +13,7 @@ from model_store.builder.errors import BuildExtraError, RecipeError
 from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
-from model_store.builder.runner import Result, Runner, exclusive, key_of
+from model_store.builder.runner import Result, Runner, key_of, using
 from model_store.builder.step import Apply, Figures, StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
@@ -45,7 +45,7 @@ def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> 
         StoreError: the store could not be written.
     """
     check_installation()
-    with exclusive(work):
+    with using(work, alone=True):
         plan = make_plan(recipe)
         progress.note(plan.summary)
         runner = Runner(work, progress)

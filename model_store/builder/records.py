@@ -7,6 +7,7 @@ score on dev, `cells/<task>/<arm>/seed<N>.json` a cell: its figures and its deci
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Results:
         """Keep a record, whole or not at all; lists on one line, so that a difference can be read."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items()]
-        aside = path.with_suffix(".partial")
+        aside = path.with_suffix(f".{os.getpid()}.partial")
         aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         aside.replace(path)
 

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,25 +44,47 @@ class Runner:
     def run(self, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> Result:
         """The kept result of `key`, or that of `work(output, scratch)`; of the two, `scratch` survives a kill."""
         folder = self.folder(operator, key)
-        if not folder.is_dir():
-            partial = self.work / "partial" / folder.name
-            output, scratch = partial / "output", partial / "scratch"
-            shutil.rmtree(output, ignore_errors=True)
-            output.mkdir(parents=True)
-            scratch.mkdir(exist_ok=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            start = time.monotonic()
-            figures = work(output, scratch)
-            seconds = time.monotonic() - start
-            record = {"operator": operator, "key": key, "seconds": seconds, "figures": figures}
-            (output / STEP_FILE).write_text(json.dumps(record), encoding="utf-8")
-            output.rename(folder)
-            shutil.rmtree(partial, ignore_errors=True)
-            self.progress.note(f"{operator}: done in {seconds:.1f} s")
-        else:
+        done = folder.is_dir()
+        if not done:
+            with self._alone_at(folder.name):
+                done = folder.is_dir()
+                if not done:
+                    self._make(folder, operator, key, work)
+        if done:
             self.progress.note(f"{operator}: already done")
         record = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
         return Result(key, folder, operator, record["seconds"], record["figures"])
+
+    def claim(self, name: str) -> AbstractContextManager[bool]:
+        """Claim a piece of work for as long as the block runs, and at most this process; False: another has it."""
+        return _locked(self.work / "locks" / f"{key_of(name)[:16]}.lock")
+
+    @contextmanager
+    def _alone_at(self, name: str) -> Iterator[None]:
+        """Let no two processes make the same result."""
+        with _locked(self.work / "locks" / f"{name}.lock") as free:
+            if free:
+                yield
+                return
+        self.progress.note(f"{name}: another process is making it; waiting")
+        with _locked(self.work / "locks" / f"{name}.lock", wait=True):
+            yield
+
+    def _make(self, folder: Path, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> None:
+        partial = self.work / "partial" / folder.name
+        output, scratch = partial / "output", partial / "scratch"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        figures = work(output, scratch)
+        seconds = time.monotonic() - start
+        record = {"operator": operator, "key": key, "seconds": seconds, "figures": figures}
+        (output / STEP_FILE).write_text(json.dumps(record), encoding="utf-8")
+        output.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        self.progress.note(f"{operator}: done in {seconds:.1f} s")
 
 
 def key_of(*parts: object) -> str:
@@ -71,24 +93,31 @@ def key_of(*parts: object) -> str:
 
 
 @contextmanager
-def exclusive(work: Path) -> Iterator[None]:
-    """Hold a work folder alone.
+def using(work: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a work folder: alone, or together with others that claim what each of them does.
 
     Raises:
-        WorkFolderError: another build holds it, or it can't be written.
+        WorkFolderError: others hold it otherwise, or it can't be written.
     """
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / ".lock").open("wb")
+        with _locked(work / ".lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH) as free:
+            if not free:
+                raise WorkFolderError(f"another build is using {work}: wait for it, or choose another with --work")
+            yield
     except OSError as error:
         raise WorkFolderError(
             f"the work folder {work} can't be written ({error.strerror}): choose one with --work"
         ) from error
-    with lock:
+
+
+@contextmanager
+def _locked(path: Path, kind: int = fcntl.LOCK_EX, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a file, which is made and stays; True: it is ours until the block, or this process, ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise WorkFolderError(
-                f"another build is using {work}: wait for it, or choose another with --work"
-            ) from error
-        yield
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

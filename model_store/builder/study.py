@@ -43,6 +43,9 @@ class Task(Knobs):
     max_length: int = Field(default=128, ge=4, le=8192)
     truncation_side: Side = "right"
     epochs: PositiveInt | None = Field(default=None, description="in place of the study's, on this task")
+    predecessor_epochs: PositiveInt | None = Field(
+        default=None, description="of the predecessor's steps that state none; by default those of the arms"
+    )
     learning_rates: Rates | None = Field(default=None, description="in place of the study's, on this task")
     precision: Precision | None = Field(default=None, description="in place of the study's, on this task")
 
@@ -148,7 +151,8 @@ class Study(Knobs):
         chosen = next(iter(self.arms)) if arm == PREDECESSOR else arm
         any_rate = self.rates_on(task)[0]
         common = {"epochs": own.epochs or self.epochs, "precision": own.precision or self.precision}
-        before = [_completed(step, rates.get(PREDECESSOR, any_rate), common) for step in self.predecessor_steps]
+        earlier = common | {"epochs": own.predecessor_epochs or common["epochs"]}
+        before = [_completed(step, rates.get(PREDECESSOR, any_rate), earlier) for step in self.predecessor_steps]
         after = [_completed(step, rates.get(arm, any_rate), common) for step in self.arms[chosen].steps]
         document = {
             "name": f"{self.name}-{task}-{chosen}"[:64].rstrip("-._"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ from model_store.builder.records import Results
 from model_store.builder.study import Study, load_study
 from model_store.builder.study_report import stated_interval, write_study_report
 
+# How often a process that has nothing to do looks whether there is something.
+_WAIT_S = 2.0
+
 
 def study(  # noqa: PLR0913 - each argument is one of the command's options
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file.")],
@@ -26,7 +30,7 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="TASK", help="Only this task: another process, with --work of its own, can take another."),
+        typer.Option(metavar="TASK", help="Only this task."),
     ] = None,
     next_only: Annotated[
         bool, typer.Option("--next", help="Compute the next missing trial or cell, then stop.")
@@ -44,6 +48,8 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare ways to make a successor over tasks and seeds; goes on from the records that are there.
+
+    Start it once for each core: processes of one study share the work, whatever each does or loses.
 
     Example: successor study my-study.yaml --cell sst2/theseus/seed1
     """
@@ -68,26 +74,38 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
 def _fill(  # noqa: PLR0913 - the command's parts
     study: Study, records: Results, bench: Bench, progress: Progress, task: str | None, *, next_only: bool
 ) -> None:
-    while missing := records.missing(study, task):
-        left = records.seconds_left(study, task)
-        total = len(study.units(task))
-        time_left = "" if left is None else f", about {_duration(left)} left"
-        progress.note(f"{study.name}: {total - len(missing)} of {total} done{time_left}; next is {missing[0]}")
-        bench.keep(missing[0], bench.compute(missing[0]))
-        if next_only:
-            return
+    waiting = False
+    with bench.using(alone=False):
+        while missing := records.missing(study, task):
+            with bench.claimed(missing) as unit:
+                if unit is None:
+                    if not waiting:
+                        progress.note(f"{study.name}: other processes are at what is left; waiting for them")
+                    waiting = True
+                else:
+                    waiting = False
+                    left = records.seconds_left(study, task)
+                    total = len(study.units(task))
+                    time_left = "" if left is None else f", about {_duration(left)} of work left"
+                    progress.note(f"{study.name}: {total - len(missing)} of {total} done{time_left}; next is {unit}")
+                    bench.keep(unit, bench.compute(unit))
+                    if next_only:
+                        return
+            if waiting:
+                time.sleep(_WAIT_S)
 
 
 def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_json: bool) -> None:
     cell = study.cell(text)
     before = records.read(records.path(cell))
-    again = bench.compute(cell)
+    with bench.using(alone=True):
+        again = bench.compute(cell)
+        if before is None:
+            bench.keep(cell, again)
     task = records.read(records.task_path(cell.task)) or {}
     metric = next(iter(again["test"]))
     result = {"cell": text, "metric": metric, "value": again["test"][metric], "speedup": again["speedup"]["value"]}
-    if before is None:
-        bench.keep(cell, again)
-    else:
+    if before is not None:
         low, high = stated_interval(task, before)
         result |= {"recorded": before["test"][metric], "low": low, "high": high}
         result["same_decisions"] = float(
