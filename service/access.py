@@ -6,7 +6,6 @@ read again when it changes, and a key that is no longer in it stops working.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import secrets
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model_store.disk import read_record
 from model_store.errors import SuccessorError
+from service.background import repeat
 from service.errors import AuthenticationError, NotPermittedError, RateLimitedError
 from service.rate_limit import TokenBucket
 
@@ -185,9 +185,11 @@ class Keyring:
 
     async def follow(self) -> None:
         """Refresh now and then, until cancelled."""
-        while True:
-            await asyncio.sleep(POLL_S)
+
+        async def look() -> None:
             self.refresh()
+
+        await repeat("read the API keys again", look, POLL_S)
 
     def close(self) -> None:
         """Let go of the buckets' files."""
@@ -197,8 +199,7 @@ class Keyring:
 
     def _take(self, file: KeysFile) -> None:
         """Replace the keys; a bucket whose key and rate stay is kept, so that a change of the file fills none."""
-        before, self._holders = self._holders, {}
-        self._anonymous = frozenset(file.anonymous)
+        before, holders = self._holders, dict[bytes, _Holder]()
         for entry in file.keys:
             digest = bytes.fromhex(entry.sha256)
             held = before.get(digest[:_FINDING])
@@ -206,8 +207,9 @@ class Keyring:
             bucket = None if held is None or held.bucket is None or held.bucket.rate != rate else held.bucket
             if bucket is None and rate is not None:
                 bucket = TokenBucket(rate, self._shared_file(entry.sha256, rate))
-            self._holders[digest[:_FINDING]] = _Holder(entry, digest, bucket)
-        kept = {id(holder.bucket) for holder in self._holders.values()}
+            holders[digest[:_FINDING]] = _Holder(entry, digest, bucket)
+        self._holders, self._anonymous = holders, frozenset(file.anonymous)
+        kept = {id(holder.bucket) for holder in holders.values()}
         for holder in before.values():
             if holder.bucket is not None and id(holder.bucket) not in kept:
                 holder.bucket.close()

@@ -138,6 +138,7 @@ async def running(
         worker_niceness=settings.worker_niceness,
     )
     tasks = [asyncio.create_task(registry.calibrate(lambda served: loader.calibrate(served, lambda: engine.idle)))]
+    tasks.append(asyncio.create_task(registry.keep_house()))
     if settings.store_poll_ms:
         tasks.append(asyncio.create_task(registry.watch(settings.store_poll_ms / 1e3)))
     if control is not None:
@@ -194,7 +195,8 @@ class Application(FastAPI):
 def _answer_from_table(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
     found: Found = scope["found"]
     endpoints, parameters = found
-    endpoint = endpoints.get(scope["method"])
+    method = scope["method"]
+    endpoint = endpoints.get("GET" if method == "HEAD" else method)
     if endpoint is None:
         return refuse_method(endpoints, scope, send)
     return endpoint.answer(scope, receive, send, parameters)

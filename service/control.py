@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from service.background import repeat
 from service.errors import NotAcknowledgedError
 
 POLL_S = 0.05
@@ -66,9 +67,11 @@ class Control:
 
     async def follow(self) -> None:
         """Do what other processes were told, until cancelled."""
-        while True:
+
+        async def look() -> None:
             await self._reach(_read(self._folder / _WANTED))
-            await asyncio.sleep(POLL_S)
+
+        await repeat("follow the other processes", look, POLL_S)
 
     async def _reach(self, wanted: int) -> None:
         async with self._applying:

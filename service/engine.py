@@ -139,9 +139,11 @@ class Engine:
             side: where texts are cut; the manifest's unless given.
 
         Raises:
-            OverloadedError: the queue is so long that the deadline would be missed.
+            OverloadedError: the queue is full, or so long that the deadline would be missed.
+            ShuttingDownError: no worker can answer.
             DeadlineExceededError: the deadline has passed already.
         """
+        self.check_admission()  # again: others may have been admitted while this one's body came
         now = self.clock()
         if deadline <= now:
             raise DeadlineExceededError("the deadline had passed when the request arrived: allow more time")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from typing import Any, NoReturn
 
 from starlette.types import Message
@@ -24,6 +25,10 @@ from service.errors import (
 # How long, and for how many bytes, a connection that was refused is read on; how long one too many may say nothing.
 _LINGER_S = 1.0
 _LINGER_BYTES = 2**20
+# The name of a header field that asks for another protocol. As RFC 9110 (7.8) allows, none is changed to; the parser
+# would then take a body for that protocol's bytes. Java's own client asks for HTTP/2 with every first request.
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+_IGNORED = b"\r\nignored"
 # Bytes on the wire for a byte of a body, at most: a body may come in many small chunks.
 _WIRE_SHARE = 2
 
@@ -105,6 +110,9 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
             return
         self._chunk_bytes = len(data)
+        if (self._heading or not self._begun) and (b"pgrade" in data or b"PGRADE" in data):
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(_IGNORED, head) + end + rest
         super().data_received(data)
         if self._request_bytes > self._service.settings.max_header_bytes and self._refusal is None:
             self._cut_off()
@@ -126,6 +134,8 @@ class Protocol(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._service.settings.max_header_bytes:
                 self._stop(self._header_too_large())
+        if self.parser.should_upgrade():  # the field's name came in pieces
+            self._stop(InvalidRequestError("this server speaks HTTP/1.1 only: send no Upgrade, and no CONNECT"))
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

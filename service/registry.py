@@ -17,12 +17,15 @@ import structlog
 from model_store.errors import IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
+from service.background import repeat
 from service.demand import Demand
 from service.errors import InvalidRequestError, ModelNotLoadedError
 from service.metrics import Metrics
 from service.served_model import ServedModel
 
 log = structlog.get_logger(__name__)
+
+_HOUSEKEEPING_S = 1.0
 
 DEFAULT_ARM = "default"
 HINT = "publish one with `successor demo` or `successor build RECIPE`, or choose another store with SUCCESSOR_STORE_DIR"
@@ -110,7 +113,6 @@ class Registry:
         A version that can't be loaded leaves the others as they are, and so do aliases that can't be read.
         """
         async with self._changing:
-            self.release_drained()
             demand = await asyncio.to_thread(self.demand.all)
             unloaded = frozenset(name for name, wanted in demand.items() if not wanted)
             asked_for = [name for name, wanted in demand.items() if wanted]
@@ -126,6 +128,7 @@ class Registry:
                 if loaded is None:
                     log.info("version loaded", model=str(model), file=models[model].classifier.artifact.file)
             self._swap(chosen, models, failures, unloaded)
+            self.release_drained()
             return self.table
 
     def _swap(
@@ -185,11 +188,21 @@ class Registry:
     async def calibrate(self, measure: Callable[[ServedModel], Awaitable[None]]) -> None:
         """Measure each version that is loaded, now or later, once, until cancelled."""
         seen: weakref.WeakSet[ServedModel] = weakref.WeakSet()
-        while True:
+
+        async def look() -> None:  # a function of its own: between looks nothing here holds a version
             for served in [one for one in self.table.models.values() if one not in seen]:
                 seen.add(served)
                 await measure(served)
-            await asyncio.sleep(1)
+
+        await repeat("measure what calls cost", look, _HOUSEKEEPING_S)
+
+    async def keep_house(self) -> None:
+        """Let go of retired versions as soon as they have answered everything, until cancelled."""
+
+        async def look() -> None:
+            self.release_drained()
+
+        await repeat("release versions", look, _HOUSEKEEPING_S)
 
     def release_drained(self) -> None:
         """Let go of retired versions that have answered everything."""
@@ -198,15 +211,20 @@ class Registry:
             log.info("version released", model=str(model.manifest.id))
 
     async def watch(self, every_s: float) -> None:
-        """Sync whenever the store's versions or aliases change, until cancelled."""
-        seen = await asyncio.to_thread(self._snapshot)
-        while True:
-            await asyncio.sleep(every_s)
-            self.release_drained()
+        """Sync whenever the store's versions or aliases change, until cancelled.
+
+        The first look syncs: the store may have changed while the table was loaded from it.
+        """
+        seen: dict[str, tuple[object, ...]] | None = None
+
+        async def look() -> None:
+            nonlocal seen
             now = await asyncio.to_thread(self._snapshot)
             if now != seen:
-                seen = now
                 await self.sync()
+                seen = now
+
+        await repeat("look at the store", look, every_s)
 
     def _snapshot(self) -> dict[str, tuple[object, ...]]:
         """What a change of the store changes; a name whose aliases can't be read counts by that."""

@@ -230,7 +230,7 @@ class Server(uvicorn.Server):
             return
         self._signal = sig
         service: Service = self.lifespan.state["service"]
-        service.draining = True
+        service.begin_to_drain()
         self._leave_at = time.monotonic() + _FAREWELL_S
 
     async def on_tick(self, counter: int) -> bool:

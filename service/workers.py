@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -165,12 +166,13 @@ class WorkerPool:
         return worker.batch
 
     def close(self, timeout_s: float) -> None:
-        """End the threads; one that is stuck in a call is left behind after `timeout_s`."""
+        """End the threads; those that are stuck in a call are left behind after `timeout_s`."""
         with self._lock:
             self._closing = True
             self._rouse(len(self._idle))
+        give_up = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, give_up - time.monotonic()))
 
     # On a worker's thread
 
@@ -188,6 +190,7 @@ class WorkerPool:
                     worker.called = math.inf
                     self._running -= 1
                 self._on_ran(ran)
+                del ran  # this thread may sleep for long: what it holds, a version among others, stays
         except BaseException as error:  # noqa: BLE001 - whatever ends a thread must be reported, not lost
             with self._lock:
                 if worker.given_up:

@@ -131,6 +131,20 @@ def test_models_are_thrown_away_when_no_missing_unit_needs_them(folder: Path, fi
     assert list((folder / "work" / "steps").iterdir()) == []
 
 
+def test_the_models_of_other_tasks_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    document = study_document(folder) | {"learning_rates": [0.01], "seeds": [0]}
+    document["tasks"]["others"] = document["tasks"]["words"] | {"max_length": 20}
+    (folder / "two.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    two, results, work = load_study(folder / "two.yaml"), Results(tmp_path / "records"), tmp_path / "work"
+    bench, progress = Bench(two, results, work, Recorder()), Recorder()
+    for task in ("words", "others"):  # each by a process that knows nothing of the other's task
+        cell = Cell(task, PREDECESSOR, 0)
+        Bench(two, results, work, Recorder()).keep(cell, bench.compute(cell))
+    cell = Cell("words", "control", 0)
+    Bench(two, results, work, progress).compute(cell)
+    assert progress.notes.count("fine_tune: already done") == 2  # in the predecessor, and before control's own
+
+
 def test_the_models_of_an_arms_trials_stay_until_its_first_cell(
     study: Study, finished: Results, tmp_path: Path
 ) -> None:

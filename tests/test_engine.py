@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -15,7 +18,7 @@ from model_store.encoding import TextItem
 from model_store.errors import InferenceError, InvalidTextError, TextTooLongError
 from service.batcher import Job
 from service.cost_model import CostModel
-from service.engine import WATCHDOG_S, Engine
+from service.engine import _CLOSE_TIMEOUT_S, WATCHDOG_S, Engine
 from service.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -264,6 +267,21 @@ def test_a_full_queue_refuses_with_the_time_until_there_is_room() -> None:
     run(scenario)
 
 
+def test_those_whose_bodies_came_late_are_refused_as_those_who_come_then() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench(max_wait_s=1.0) as it:
+            for _ in range(2):
+                it.engine.check_admission()
+            job = it.submit(served(classifier), *["word"] * 200)
+            with pytest.raises(OverloadedError, match="queue is full"):
+                it.submit(served(classifier), "word")
+            classifier.release()
+            await job.future
+
+    run(scenario)
+
+
 def test_predictions_of_a_wait_follow_the_measured_rate() -> None:
     async def scenario() -> None:
         slow = served(coefficients=(10.0, 0.0, 0.0, 0.0))
@@ -430,6 +448,37 @@ def test_closing_fails_what_was_not_answered_and_ends_the_threads() -> None:
             await closing
             assert not it.engine.able
         assert threading.active_count() <= before + 2  # those of asyncio.to_thread
+
+    run(scenario)
+
+
+def test_several_stuck_threads_are_left_behind_together() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        async with bench(workers=4) as it:
+            jobs = [it.submit(served(classifier), "one") for _ in range(4)]
+            for _ in jobs:
+                await begun(classifier)
+            started = time.monotonic()
+            await it.engine.close()
+            assert time.monotonic() - started < 2 * _CLOSE_TIMEOUT_S
+            classifier.release()
+            for job in jobs:
+                assert isinstance(await failure(job.future), ShuttingDownError)
+
+    run(scenario)
+
+
+def test_a_worker_that_sleeps_holds_no_version() -> None:
+    async def scenario() -> None:
+        model = served()
+        async with bench(workers=2) as it:
+            await it.submit(model, "one").future
+            await asyncio.sleep(WATCHDOG_S)
+            await true(lambda: not it.engine._ran)
+            old = weakref.ref(model)
+            del model
+            await true(lambda: gc.collect() >= 0 and old() is None)
 
     run(scenario)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -352,6 +354,34 @@ def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, 
         assert [entry["event"] for entry in logs] == ["unexpected error"]
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "NoneType" not in (error.details() or "")
+        assert 'successor_refusals_total{reason="internal_error"} 1.0' in client.web.get("/metrics").text
+
+
+def test_no_more_connections_are_open_than_over_http(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store, max_connections=3):
+        host, _, port = client.address.partition(":")
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(6)]
+            for peer in peers:
+                peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+            first = [_first_byte(peer) for peer in peers]
+        assert [bool(byte) for byte in first].count(True) == 3
+        assert client.call("ServerLive", MESSAGES["ServerLiveRequest"]()).live
+
+
+def _first_byte(peer: socket.socket) -> bytes:
+    try:
+        return peer.recv(1)
+    except ConnectionError:
+        return b""
+
+
+def test_a_connection_without_calls_is_closed(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store, keep_alive_ms=1_000):
+        host, _, port = client.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as peer, peer.makefile("rb") as file:
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+            assert file.read()  # until it is closed
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(store: ModelStore, tiny: ModelId) -> None:

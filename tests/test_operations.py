@@ -54,8 +54,11 @@ def test_a_server_with_models_is_live_and_ready(client: WebClient) -> None:
 
 
 def test_probes_may_ask_with_head(client: WebClient, tmp_path: Path) -> None:
-    for path in ("/health/live", "/health/ready"):
-        assert client.request("HEAD", path).status_code == 200
+    for path in ("/health/live", "/health/ready", "/health", "/v2/health/ready", "/v2", "/v1/models", "/metrics"):
+        assert client.request("HEAD", path).status_code == client.get(path).status_code == 200
+    refused = client.request("HEAD", "/v1/classify")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert client.post("/v2", json={}).headers["allow"] == "GET, HEAD"
     for empty in client_of(ModelStore(tmp_path / "empty")):
         assert empty.request("HEAD", "/health/ready").status_code == 503
 
@@ -191,4 +194,5 @@ def test_an_unexpected_error_is_answered_without_its_details(client: WebClient) 
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "NoneType" not in answer.text
     assert "haunted" not in answer.text
+    assert 'successor_refusals_total{reason="internal_error"} 1.0' in client.get("/metrics").text
     assert answer.headers["x-request-id"]

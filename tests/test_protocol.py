@@ -590,6 +590,62 @@ def test_the_operations_port_takes_connections_when_the_other_has_too_many(store
             assert operator.file.readline().startswith(b"HTTP/1.1 200")
 
 
+def test_who_is_not_waited_for_any_longer_at_the_end_is_told_so(listening: Listening) -> None:
+    with listening.connected(HEAD % len(BODY)) as peer:
+        listening.sweep_when(begun=True, later_s=0)
+
+        async def go_down() -> None:
+            listening.client.service.begin_to_drain()
+            for task in listening.state.tasks:
+                task.cancel()  # as uvicorn does when the time is over
+
+        asyncio.run_coroutine_threadsafe(go_down(), listening.client.loop).result(20)
+        status, headers, answer = peer.answer()
+    assert status == 503
+    assert headers["connection"] == "close"
+    assert "the server went down before the answer" in json.dumps(answer)
+
+
+UPGRADING = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA\r\n%s: h2c\r\nContent-Length:"
+
+
+@pytest.mark.parametrize("name", [b"Upgrade", b"upgrade", b"UPGRADE"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    listening: Listening, name: bytes, *, apart: bool
+) -> None:
+    whole = WHOLE.replace(b"Content-Length:", UPGRADING % name)
+    head, _, body = whole.partition(b"\r\n\r\n")
+    with listening.connected(head + b"\r\n\r\n" if apart else whole) as peer:
+        if apart:
+            listening.sweep_when(begun=True, later_s=0)
+            peer.connection.sendall(body)
+        assert peer.answer()[0] == 200
+        peer.connection.sendall(WHOLE)
+        assert peer.answer()[0] == 200
+
+
+def test_a_body_that_speaks_of_an_upgrade_stays_as_it_is(listening: Listening) -> None:
+    body = json.dumps({"model": "tiny", "input": "x"}).encode() + b"\r\nUpgrade: h2c\r\n\r\nUpgrade: h2c"
+    with listening.connected(HEAD % len(body) + body) as peer:
+        status, _, answer = peer.answer()
+    assert status == 400
+    assert "trailing characters at line 2 column 1" in json.dumps(answer)
+
+
+@pytest.mark.parametrize("piece", [b"Upgr", b""])
+def test_an_upgrade_that_comes_in_pieces_is_refused_with_the_connection(listening: Listening, piece: bytes) -> None:
+    head, _, rest = WHOLE.replace(b"Content-Length:", UPGRADING % b"Upgrade").partition(b"Upgrade: h2c")
+    smuggled = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    with listening.connected(head + piece) as peer:
+        listening.sweep_when(begun=True, later_s=0)
+        peer.connection.sendall(b"Upgrade"[len(piece) :] + b": h2c" + rest + smuggled)
+        status, _, answer = peer.answer()
+        assert status == 400
+        assert "send no Upgrade" in json.dumps(answer)
+        assert peer.rest() == b""
+
+
 def test_what_follows_a_refusal_is_thrown_away_and_the_connection_closed(listening: Listening) -> None:
     with listening.connected(b"nonsense\r\n\r\n") as peer:
         assert peer.answer()[0] == 400

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -289,6 +291,75 @@ def test_the_store_is_watched(store: ModelStore, tiny: ModelId) -> None:
         while scene.answering()["tiny"] != "tiny@2":  # noqa: ASYNC110 - the watcher has no event
             await asyncio.sleep(0.01)
         watching.cancel()
+
+    run(scenario)
+
+
+def test_what_changed_while_the_server_started_is_seen_by_the_first_look(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        make_tiny_version(store, seed=1, aliases=("production",))
+        watching = asyncio.create_task(scene.registry.watch(3_600))
+        while scene.answering()["tiny"] != "tiny@2":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    run(scenario)
+
+
+def test_a_store_that_cannot_be_looked_at_for_a_while_is_looked_at_again(
+    store: ModelStore, tiny: ModelId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        names, failed = store.names, []
+
+        def no_files() -> list[str]:
+            failed.append(True)
+            if len(failed) < 3:
+                raise IntegrityError("the store can't be read (Too many open files)")
+            return list(names())
+
+        monkeypatch.setattr(store, "names", no_files)
+        make_tiny_version(store, seed=1, aliases=("production",))
+        watching = asyncio.create_task(scene.registry.watch(0.01))
+        while scene.answering()["tiny"] != "tiny@2":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    with structlog.testing.capture_logs() as logs:
+        run(scenario)
+    assert [entry["step"] for entry in logs if "step" in entry] == ["look at the store"]
+
+
+def test_a_version_that_was_measured_and_unloaded_is_gone_from_memory(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        measured = asyncio.Event()
+
+        async def measure(_: ServedModel) -> None:
+            measured.set()
+
+        tasks = [asyncio.create_task(scene.registry.calibrate(measure))]
+        await measured.wait()
+        old = weakref.ref(scene.registry.table.models[tiny])
+        debt = scene.registry.table.models[tiny]
+        debt.pending += 1
+        scene.registry.demand.set("tiny", wanted=False)
+        await scene.registry.sync()
+        assert [str(model.manifest.id) for model in scene.registry.retired] == ["tiny@1"]
+        tasks.append(asyncio.create_task(scene.registry.keep_house()))
+        debt.pending -= 1
+        del debt
+        while scene.registry.retired:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        gc.collect()
+        assert old() is None
+        for task in tasks:
+            task.cancel()
 
     run(scenario)
 

@@ -27,6 +27,15 @@ def test_a_result_is_made_once_and_kept_with_its_figures(tmp_path: Path) -> None
     assert not list((tmp_path / "partial").iterdir())
 
 
+def test_a_result_whose_removal_was_interrupted_is_made_again(tmp_path: Path) -> None:
+    runner = Runner(tmp_path, ConsoleProgress())
+    folder = runner.run("train", "k" * 64, lambda *_: {"dev": 0.1}).folder
+    (folder / "step.json").unlink()
+    (folder / "left").touch()
+    assert runner.run("train", "k" * 64, lambda *_: {"dev": 0.2}).figures == {"dev": 0.2}
+    assert [path.name for path in folder.iterdir()] == ["step.json"]
+
+
 def test_a_killed_step_leaves_no_result_and_finds_its_scratch_again(tmp_path: Path) -> None:
     runner = Runner(tmp_path, ConsoleProgress())
 

@@ -85,7 +85,7 @@ class Bench:
             return self._try(unit) if isinstance(unit, Trial) else self._measure(unit)
 
     def keep(self, unit: Cell | Trial, record: Record) -> None:
-        """Write a unit's record, then throw away the models that nothing needs any more.
+        """Write a unit's record, then throw away those of its models that nothing needs any more.
 
         Raises:
             StudyError: by this trial another rate is the best, and there are cells of the one before.
@@ -93,10 +93,10 @@ class Bench:
         self._results.write(self._results.path(unit), record)
         if isinstance(unit, Trial):
             self._refuse_others(unit.task)
-        needed = self._needed()
-        for folder in (self._runner.work / "steps").glob("*"):
-            if folder not in needed:
-                shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too
+        # None but those of this unit: there may be other tasks, and other processes that are at them.
+        done = {folder for one in self._with_trials(unit) for folder in self._folders(one)}
+        for folder in done - self._needed(unit.task):
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too
 
     def _search(self, task: str, arm: str) -> None:
         for trial in self._study.trials(task, arm):
@@ -210,23 +210,22 @@ class Bench:
     def _trained(self, plan: Plan, arm: str) -> Chain:
         return plan.run(self._runner, plan.start, _steps(plan, arm, self._study))
 
-    def _needed(self) -> set[Path]:
-        """The folders of trained models that missing units start from or will come to again."""
-        needed: set[Path] = set()
-        missing = self._results.missing(self._study)
-        waiting = [
-            trial
-            for unit in missing
-            if isinstance(unit, Cell) and unit.seed == self._study.search_seed
-            for trial in self._study.trials(unit.task, unit.arm)
-        ]
-        for unit in (*missing, *waiting):
-            if unit.task in self._plans:
-                plan = self._plans[unit.task].for_recipe(self._recipe(unit))
-                needed.update(plan.folders(self._runner, _steps(plan, unit.arm, self._study)))
-                before = _steps(plan, PREDECESSOR, self._study)
-                needed.update(plan.folders(self._runner, (*before, *plan.exporting)))
-        return needed
+    def _needed(self, task: str) -> set[Path]:
+        """The folders of models that a task's missing units start from, make, or will come to again."""
+        missing = self._results.missing(self._study, task)
+        return {folder for unit in missing for one in self._with_trials(unit) for folder in self._folders(one)}
+
+    def _with_trials(self, unit: Cell | Trial) -> list[Cell | Trial]:
+        """A unit and, of an arm's first cell, the trials of which it takes the best one's model."""
+        if isinstance(unit, Trial) or unit.seed != self._study.search_seed:
+            return [unit]
+        return [unit, *self._study.trials(unit.task, unit.arm)]
+
+    def _folders(self, unit: Cell | Trial) -> set[Path]:
+        """Where a unit's models are, or will be: the predecessor's and its own, and what is exported of them."""
+        plan = self._plan(unit.task, self._recipe(unit))
+        own, before = (_steps(plan, arm, self._study) for arm in (unit.arm, PREDECESSOR))
+        return {folder for steps in (own, before) for folder in plan.folders(self._runner, (*steps, *plan.exporting))}
 
     def _note_task(self, task: str) -> None:
         """Write what all cells of a task share: the test targets, by position, and what tf-idf makes of them."""

@@ -44,10 +44,10 @@ class Runner:
     def run(self, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> Result:
         """The kept result of `key`, or that of `work(output, scratch)`; of the two, `scratch` survives a kill."""
         folder = self.folder(operator, key)
-        done = folder.is_dir()
+        done = (folder / STEP_FILE).is_file()
         if not done:
             with self._alone_at(folder.name):
-                done = folder.is_dir()
+                done = (folder / STEP_FILE).is_file()
                 if not done:
                     self._make(folder, operator, key, work)
         if done:
@@ -82,6 +82,7 @@ class Runner:
         seconds = time.monotonic() - start
         record = {"operator": operator, "key": key, "seconds": seconds, "figures": figures}
         (output / STEP_FILE).write_text(json.dumps(record), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # what is left of one whose removal was interrupted
         output.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         self.progress.note(f"{operator}: done in {seconds:.1f} s")

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.parsing import Elements
+
 ANSWER_HEADERS = {
     "x-request-id": "the id that the request carried, or a new one",
     "x-model-version": "the version that answered",
@@ -22,22 +24,23 @@ class ClassifyRequest(BaseModel):
     """Texts to classify."""
 
     model_config = ConfigDict(
-        extra="forbid",
+        extra="allow",  # `parse_body` refuses them
         strict=True,
         frozen=True,
         json_schema_extra={
+            "additionalProperties": False,
             "examples": [
                 {"model": "sentiment", "input": "a warm, funny and moving film"},
                 {"model": "sentiment@production", "input": ["dull", "great fun"], "top_k": 1},
                 {"model": "entailment@2", "input": [["A man sleeps.", "A man is awake."]], "truncate": False},
-            ]
+            ],
         },
     )
 
     model: str | None = Field(
         None, description="`name`, `name@version` or `name@alias`; needed without a default model"
     )
-    input: Annotated[str | list[str] | list[tuple[str, str]], Field(union_mode="left_to_right")] = Field(
+    input: Annotated[str | Elements[str] | Elements[tuple[str, str]], Field(union_mode="left_to_right")] = Field(
         description="a text, a list of texts, or a list of [text, pair] for a model that reads pairs"
     )
     truncate: bool = Field(default=True, description="cut texts that are too long for the model, and say so")

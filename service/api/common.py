@@ -62,6 +62,8 @@ class Service:
     """Makes spans, where OpenTelemetry is configured."""
     draining: bool = False
     """Set once, by the shutdown: not ready any more, and every answer closes its connection."""
+    leave_by: float | None = None
+    """With it: until when what is in flight has time, on the monotonic clock."""
     _prefix: str = field(default_factory=lambda: secrets.token_hex(6))
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -75,6 +77,16 @@ class Service:
         if not self.registry.table.models:
             return "; ".join(self.registry.table.warnings)
         return None
+
+    def begin_to_drain(self) -> None:
+        """Go down: what is in flight has `drain_ms`."""
+        self.draining = True
+        self.leave_by = time.monotonic() + self.settings.drain_ms / 1e3
+
+    def seconds_to_drain(self) -> float:
+        """How much of that is left."""
+        left = self.settings.drain_ms / 1e3 if self.leave_by is None else self.leave_by - time.monotonic()
+        return max(0.0, left)
 
     async def sync(self) -> None:
         """Serve what the store says now, in every server process.

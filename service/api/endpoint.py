@@ -35,6 +35,7 @@ from service.errors import (
     ROUTING,
     ClientGoneError,
     NoTextsError,
+    ShuttingDownError,
     TextTooLargeError,
     TooManyTextsError,
     outcome_of,
@@ -147,21 +148,27 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     return Answered(route, answers, total_s)
 
 
-def check_texts(texts: Sequence[TextItem], settings: Settings, field_name: str) -> None:
-    """Refuse texts that are beyond the server's limits.
+def check_count(count: int, settings: Settings, field_name: str) -> None:
+    """Refuse a number of texts that is beyond the server's limits, before anything is made of them.
 
     Raises:
         NoTextsError: there is none.
         TooManyTextsError: more than one request may have.
+    """
+    if not count:
+        raise NoTextsError(f"{field_name} needs at least one text", param=field_name)
+    most = settings.max_texts_per_request
+    if count > most:
+        raise TooManyTextsError(f"{field_name} has {count} texts and one request may have {most}", param=field_name)
+
+
+def check_texts(texts: Sequence[TextItem], settings: Settings, field_name: str) -> None:
+    """Refuse texts that are beyond the server's limits.
+
+    Raises:
         TextTooLargeError: one has more characters than the server tokenises.
     """
-    if not texts:
-        raise NoTextsError(f"{field_name} needs at least one text", param=field_name)
-    most, max_chars = settings.max_texts_per_request, settings.max_text_chars
-    if len(texts) > most:
-        raise TooManyTextsError(
-            f"{field_name} has {len(texts)} texts and one request may have {most}", param=field_name
-        )
+    max_chars = settings.max_text_chars
     for index, item in enumerate(texts):
         if max(len(item.text), len(item.text_pair or "")) > max_chars:
             raise TextTooLargeError(
@@ -233,6 +240,13 @@ class Endpoint:
             if isinstance(error, ClientGoneError):
                 return
             reply = explain(error, self.dialect)
+        except asyncio.CancelledError:
+            if not service.draining:
+                raise
+            # The time for what was in flight is over.
+            gone = ShuttingDownError("the server went down before the answer: send the request to another")
+            service.metrics.refusals.labels(outcome_of(gone).code).inc()
+            reply = explain(gone, self.dialect)
         await send_reply(scope, send, reply)
 
 
@@ -298,7 +312,7 @@ class EndpointTable:
 
 async def refuse_method(endpoints: dict[str, Endpoint], scope: Scope, send: Send) -> None:
     """Answer a request with a method that a path doesn't have."""
-    allowed = ", ".join(sorted(endpoints))
+    allowed = ", ".join(sorted({*endpoints, "HEAD"} if "GET" in endpoints else endpoints))
     dialect = next(iter(endpoints.values())).dialect
     status, body = dialect.show(ROUTING[405], f"{scope['method']} is not allowed here: see /docs", None)
     headers: Headers = [(b"allow", allowed.encode())]

@@ -70,6 +70,7 @@ class Envelope:
                 await send_reply(scope, send_on, self._refuse(service, _unsupported(encoding), scope["path"]))
         except Exception:
             log.exception("unexpected error", path=scope["path"], request_id=request_id.decode())
+            service.metrics.refusals.labels(UNEXPECTED.code).inc()
             if status:
                 raise
             message = "the server failed in a way that it did not expect: its log has the details"

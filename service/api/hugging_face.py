@@ -12,8 +12,8 @@ from model_store.classifier import to_scores
 from model_store.encoding import TextItem
 from model_store.manifest import Side
 from service.api.common import Dialect, Reply
-from service.api.endpoint import Call, Endpoint, check_texts, timing_headers
-from service.api.parsing import parse_body
+from service.api.endpoint import Call, Endpoint, check_count, check_texts, timing_headers
+from service.api.parsing import Elements, parse_body
 from service.api.scores import ranked
 from service.errors import Outcome
 
@@ -66,7 +66,7 @@ class PipelineRequest(_Request):
         },
     )
 
-    inputs: Annotated[_Input | list[_Input], Field(union_mode="left_to_right")]
+    inputs: Annotated[_Input | Elements[_Input], Field(union_mode="left_to_right")]
     parameters: PipelineParameters | None = None
 
 
@@ -81,6 +81,7 @@ async def pipeline(call: Call) -> Reply:
     contract = route.model.manifest.scores
     function = _FUNCTIONS.get(parameters.function_to_apply or "", contract.function)
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
+    check_count(len(given), call.service.settings, "inputs")
     texts = [TextItem(one) if isinstance(one, str) else TextItem(one.text, one.text_pair) for one in given]
     check_texts(texts, call.service.settings, "inputs")
     answered = await call.ask(

@@ -78,7 +78,7 @@ async def infer(
         check_wanted(wanted, manifest.scores)
     else:
         wanted = [Wanted(name, binary=request.binary) for name in outputs_named(manifest.scores)]
-    texts = texts_of(request.inputs, pair=manifest.inputs.pair)
+    texts = texts_of(request.inputs, service.settings, pair=manifest.inputs.pair)
     check_texts(texts, service.settings, "inputs")
     answered = await ask(
         service,

@@ -47,6 +47,9 @@ CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+# Calls at a time on one connection.
+_MOST_STREAMS = 256
+_LEAST_GRACE_S = 0.5
 
 Context = Any  # grpc.aio.ServicerContext; the package has no types
 
@@ -68,6 +71,10 @@ async def serving(service: Service) -> AsyncIterator[int]:
         options=(
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.so_reuseport", int(settings.processes > 1)),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            ("grpc.max_concurrent_streams", _MOST_STREAMS),
+            ("grpc.max_connection_idle_ms", settings.keep_alive_ms),
+            ("grpc.server_handshake_timeout_ms", settings.receive_timeout_ms),
         )
     )
     server.add_generic_rpc_handlers([_Servicer(service).handlers()])
@@ -83,7 +90,8 @@ async def serving(service: Service) -> AsyncIterator[int]:
     try:
         yield port
     finally:
-        await server.stop(settings.drain_ms / 1e3)
+        # HTTP has been waiting since the signal, and so have the calls that are in flight here.
+        await server.stop(max(_LEAST_GRACE_S, service.seconds_to_drain()))
 
 
 def _add_port(server: Any, address: str, settings: Settings) -> int:  # noqa: ANN401 - gRPC has no types
@@ -174,6 +182,7 @@ class _Servicer:
         """What a client is told of an error; it is counted, or logged if it was not expected."""
         if not isinstance(error, SuccessorError):
             log.error("unexpected error", exc_info=error)
+            self._service.metrics.refusals.labels(UNEXPECTED.code).inc()
             return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
         self._service.metrics.refusals.labels(outcome_of(error).code).inc()
         metadata: tuple[tuple[str, str], ...] = ()

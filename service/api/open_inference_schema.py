@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Side
+from service.api.parsing import Elements
+
+Count = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What fits into the protocol's own INT64."""
 
 
 class _Lenient(BaseModel):
@@ -18,7 +22,7 @@ class _Lenient(BaseModel):
 class InputParameters(_Lenient):
     """How an input comes."""
 
-    binary_data_size: int | None = Field(None, ge=0, description="its bytes follow the JSON, so many of them")
+    binary_data_size: Count | None = Field(None, ge=0, description="its bytes follow the JSON, so many of them")
     shared_memory_region: str | None = Field(None, description="not supported")
 
 
@@ -26,7 +30,7 @@ class InferInput(_Lenient):
     """One input tensor: `text`, and for a model of pairs `text_pair`."""
 
     name: str
-    shape: list[int] = Field(description="`[texts]` or `[texts, 1]`")
+    shape: Elements[Count] = Field(description="`[texts]` or `[texts, 1]`")
     datatype: str = Field(description="`BYTES`")
     parameters: InputParameters | None = None
     data: list[Any] | None = Field(None, description="the texts, unless they follow the JSON")
@@ -36,7 +40,9 @@ class OutputParameters(_Lenient):
     """How an output is wanted."""
 
     binary_data: bool | None = Field(None, description="as bytes after the JSON; else as `binary_data_output` says")
-    classification: int = Field(0, ge=0, description="the so many best labels, each as `score:index:label`; of scores")
+    classification: Count = Field(
+        0, ge=0, description="the so many best labels, each as `score:index:label`; of scores"
+    )
     shared_memory_region: str | None = Field(None, description="not supported")
 
 
@@ -50,7 +56,9 @@ class InferOutput(_Lenient):
 class InferParameters(_Lenient):
     """What else a request may say."""
 
-    timeout: int | None = Field(None, ge=0, description="microseconds until the answer must have been computed; 0: off")
+    timeout: Count | None = Field(
+        None, ge=0, description="microseconds until the answer must have been computed; 0: off"
+    )
     binary_data_output: bool = Field(default=False, description="outputs follow the JSON as bytes")
     truncate: bool = Field(default=True, description="cut texts that are too long for the model, and say so")
     truncation_side: Side | None = Field(None, description="where to cut; by default as the model was built for")
@@ -77,7 +85,7 @@ class InferRequest(_Lenient):
         },
     )
 
-    inputs: list[InferInput]
+    inputs: Elements[InferInput]
     id: str | None = None
     parameters: InferParameters | None = None
-    outputs: list[InferOutput] | None = None
+    outputs: Elements[InferOutput] | None = None

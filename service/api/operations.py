@@ -112,6 +112,7 @@ async def promotion_of(service: Running, request: Request) -> Promotion:
 router = APIRouter()
 
 
+@router.head("/v1/models", include_in_schema=False, dependencies=permitted("infer"))
 @router.get("/v1/models", tags=["models"], dependencies=permitted("infer"))
 async def list_models(service: Running) -> ModelList:
     """The versions that answer, and what each of them reads and says."""
@@ -138,6 +139,7 @@ async def ready(service: Running, response: Response) -> Health:
     return Health(status="unavailable", detail=obstacle, failures=table.failures)
 
 
+@router.head("/metrics", include_in_schema=False, dependencies=permitted("metrics"))
 @router.get("/metrics", tags=["health"], response_class=Response, dependencies=permitted("metrics"))
 async def metrics(service: Running) -> Response:
     """Prometheus text, of all server processes; gauges and histograms of the others are up to half a second old."""

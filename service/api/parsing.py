@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
 from service.errors import InvalidRequestError
 
 Model = TypeVar("Model", bound=BaseModel)
+Element = TypeVar("Element")
+
+
+class _FailFast:
+    """pydantic's `FailFast`, which can't be part of a union since it has no hash."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
+        return {**handler(source), "fail_fast": True}
+
+
+Elements = Annotated[list[Element], _FailFast()]
+"""A list of what clients send: the first wrong element ends it, else one request could have a million errors."""
 
 
 def parse_body(model: type[Model], body: bytes, hints: Mapping[str, str]) -> Model:
     """Validate a body.
 
     Args:
-        model: what it must be.
+        model: what it must be; one that knows no other keys has `extra="allow"`, and they are refused here. With
+            "forbid", pydantic would describe each of them.
         body: JSON.
         hints: field → the sentence for whatever is wrong in it, where pydantic's would not help.
 
@@ -24,9 +38,14 @@ def parse_body(model: type[Model], body: bytes, hints: Mapping[str, str]) -> Mod
         InvalidRequestError: not JSON, or not what `model` says; one sentence names the field.
     """
     try:
-        return model.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
+        parsed: Model = model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
         raise refusal_of(error, model, hints) from None
+    if parsed.__pydantic_extra__:
+        name = next(iter(parsed.__pydantic_extra__))
+        known = ", ".join(model.model_fields)
+        raise InvalidRequestError(f"unknown key {name[:80]!r}: use {known}", param=name[:200])
+    return parsed
 
 
 def refusal_of(error: ValidationError, model: type[BaseModel], hints: Mapping[str, str]) -> InvalidRequestError:
@@ -41,9 +60,6 @@ def refusal_of(error: ValidationError, model: type[BaseModel], hints: Mapping[st
             "the body must be a JSON object" + (f" with the key {required!r}" if required is not None else "")
         )
     name = ".".join(str(part) for part in location)[:200]
-    if kind == "extra_forbidden":
-        known = ", ".join(model.model_fields)
-        return InvalidRequestError(f"unknown key {name[:80]!r}: use {known}", param=name)
     if kind == "missing":
         return InvalidRequestError(f"the key {name!r} is missing", param=name)
     field = str(location[0])

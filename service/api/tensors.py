@@ -13,10 +13,11 @@ import numpy as np
 
 from model_store.encoding import TextItem
 from model_store.manifest import ScoreContract
-from service.api.endpoint import Answered
+from service.api.endpoint import Answered, check_count
 from service.api.scores import best_first
 from service.batcher import Answer
 from service.errors import InvalidRequestError, NotSupportedError
+from service.settings import Settings
 
 TEXT, TEXT_PAIR = "text", "text_pair"
 SCORES, LABEL, TRUNCATED = "scores", "label", "truncated"
@@ -33,11 +34,13 @@ class Tensor(NamedTuple):
     raw: memoryview | None = None
 
 
-def texts_of(inputs: Sequence[Tensor], *, pair: bool) -> list[TextItem]:
+def texts_of(inputs: Sequence[Tensor], settings: Settings, *, pair: bool) -> list[TextItem]:
     """The texts of a request, from its input `text` and, for a model of pairs, `text_pair`.
 
     Raises:
         InvalidRequestError: other inputs than those, or one that is not what it says.
+        NoTextsError: one has no elements.
+        TooManyTextsError: one has more elements than a request may have texts.
     """
     wanted = (TEXT, TEXT_PAIR) if pair else (TEXT,)
     given = [tensor.name for tensor in inputs]
@@ -47,7 +50,7 @@ def texts_of(inputs: Sequence[Tensor], *, pair: bool) -> list[TextItem]:
             f" {', '.join(given)[:200] or 'none'}",
             param="inputs",
         )
-    columns = {tensor.name: _strings(tensor) for tensor in inputs}
+    columns = {tensor.name: _strings(tensor, settings) for tensor in inputs}
     if not pair:
         return [TextItem(text) for text in columns[TEXT]]
     if len(columns[TEXT]) != len(columns[TEXT_PAIR]):
@@ -55,7 +58,7 @@ def texts_of(inputs: Sequence[Tensor], *, pair: bool) -> list[TextItem]:
     return [TextItem(*both) for both in zip(columns[TEXT], columns[TEXT_PAIR], strict=True)]
 
 
-def _strings(tensor: Tensor) -> list[str]:
+def _strings(tensor: Tensor, settings: Settings) -> list[str]:
     name = f"inputs.{tensor.name}"
     if tensor.datatype != "BYTES":
         raise InvalidRequestError(f"input {tensor.name} must have the datatype BYTES", param=f"{name}.datatype")
@@ -67,14 +70,13 @@ def _strings(tensor: Tensor) -> list[str]:
     if (tensor.data is None) == (tensor.raw is None):
         raise InvalidRequestError(f"input {tensor.name} needs its elements once, as data or as bytes", param=name)
     count = tensor.shape[0]
-    if tensor.raw is not None:
-        return unpack_strings(tensor.raw, count, name)
-    strings = _flat(tensor.data or [], name)
-    if len(strings) != count:
+    if tensor.raw is None and len(tensor.data or ()) != count:
         raise InvalidRequestError(
-            f"input {tensor.name} has {len(strings)} elements and its shape says {count}", param=f"{name}.data"
+            f"input {tensor.name} has {len(tensor.data or ())} elements and its shape says {count}",
+            param=f"{name}.data",
         )
-    return strings
+    check_count(count, settings, "inputs")
+    return _flat(tensor.data or [], name) if tensor.raw is None else unpack_strings(tensor.raw, count, name)
 
 
 def _flat(data: list[Any], name: str) -> list[str]:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from model_store.encoding import TextItem
 from model_store.manifest import Precision
 from service.api.common import Dialect, Headers, Reply
-from service.api.endpoint import Answered, Call, Endpoint, check_texts, origin_headers
-from service.api.parsing import parse_body
+from service.api.endpoint import Answered, Call, Endpoint, check_count, check_texts, origin_headers
+from service.api.parsing import Elements, parse_body
 from service.api.scores import ranked
 from service.errors import InvalidRequestError, ModelNotLoadedError, Outcome
 from service.registry import Route
@@ -85,7 +85,7 @@ class PredictRequest(BaseModel):
         },
     )
 
-    inputs: Annotated[str | list[str] | list[list[str]], Field(union_mode="left_to_right")] = Field(
+    inputs: Annotated[str | Elements[str] | Elements[Elements[str]], Field(union_mode="left_to_right")] = Field(
         description="a text; `[text]`; one pair `[text, text]`; or a batch, a list of the latter two"
     )
     truncate: bool | None = Field(None, description="cut texts that are too long for the model, as by default")
@@ -99,6 +99,8 @@ async def predict(call: Call) -> Reply:
     """Answer one request."""
     request = parse_body(PredictRequest, await call.admitted_body(), _HINTS)
     route = _default_route(call)
+    if isinstance(request.inputs, list):
+        check_count(len(request.inputs), call.service.settings, "inputs")
     texts, single = texts_of(request.inputs)
     check_texts(texts, call.service.settings, "inputs")
     answered = await call.ask(

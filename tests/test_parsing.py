@@ -1,0 +1,62 @@
+"""Bodies that are wrong a hundred thousand times over: what is made of them stays small."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from service.api.classify_schema import ClassifyRequest
+from service.api.hugging_face import PipelineRequest
+from service.api.open_inference_schema import InferRequest
+from service.api.parsing import parse_body
+from service.api.text_embeddings_inference import PredictRequest
+from service.errors import InvalidRequestError
+
+MANY = 100_000
+TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+WRONG: list[Any] = [1, [1], {}, None, ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [(ClassifyRequest, "input"), (PipelineRequest, "inputs"), (PredictRequest, "inputs"), (InferRequest, "inputs")],
+)
+def test_a_list_of_wrong_elements_is_one_error_in_each_of_its_forms(
+    model: type[BaseModel], key: str, wrong: object
+) -> None:
+    body = json.dumps({key: [wrong] * MANY}).encode()
+    if model is PredictRequest and wrong == ["a", "b", "c"]:
+        parse_body(model, body, {})  # their number is for `texts_of` to refuse
+        return
+    with pytest.raises(ValidationError) as refusal:
+        model.model_validate_json(body)
+    assert refusal.value.error_count() <= 6
+    with pytest.raises(InvalidRequestError):
+        parse_body(model, body, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "document"),
+    [
+        (PredictRequest, {"inputs": [[1] * MANY]}),
+        (InferRequest, {"inputs": [TENSOR | {"shape": ["a"] * MANY}]}),
+        (InferRequest, {"inputs": [TENSOR], "outputs": [{}] * MANY}),
+    ],
+)
+def test_so_is_a_list_within(model: type[BaseModel], document: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        model.model_validate_json(json.dumps(document))
+    assert refusal.value.error_count() <= 6
+
+
+def test_unknown_keys_are_refused_by_the_first_and_described_by_no_error() -> None:
+    unknown = {f"key{index}": 1 for index in range(MANY)}
+    body = json.dumps({"input": "a", **unknown}).encode()
+    ClassifyRequest.model_validate_json(body)
+    with pytest.raises(InvalidRequestError, match="unknown key 'key0': use model, input, truncate") as refusal:
+        parse_body(ClassifyRequest, body, {})
+    assert refusal.value.param == "key0"
