@@ -12,9 +12,10 @@ import torch
 import yaml
 
 from model_store.builder.cells import Bench
-from model_store.builder.errors import StudyError
+from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.records import Results
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
+from model_store.builder.study_report import study_report
 from tests.tiny_studies import study_document
 from tests.tiny_torch import Killed, Recorder
 
@@ -170,8 +171,34 @@ def test_records_of_another_study_are_refused(study: Study, finished: Results, t
     shutil.copytree(finished.folder, copy.folder)
     path = copy.path(Cell("words", "control", 0))
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"key": "other"}), encoding="utf-8")
-    with pytest.raises(StudyError, match=r"seed0\.json was made of other data, weights or steps"):
+    with pytest.raises(StudyError, match=r"seed0\.json was made of other steps than the study has now"):
         Bench(study, copy, tmp_path / "work", Recorder()).compute(THESEUS)
+    with pytest.raises(StudyError, match=r"seed0\.json was made of other steps"):
+        study_report(study, copy)
+
+
+@pytest.mark.parametrize("part", ["weights", "data"])
+def test_records_of_other_weights_or_data_are_refused_where_both_are_there(
+    study: Study, finished: Results, tmp_path: Path, part: str
+) -> None:
+    copy = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, copy.folder)
+    path = copy.path(Cell("words", "control", 0))
+    changed = json.loads(path.read_text(encoding="utf-8")) | {f"{part}_sha256": "0" * 64}
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(StudyError, match=rf"seed0\.json was made of other {part} than"):
+        Bench(study, copy, tmp_path / "work", Recorder()).check(["words"])
+
+
+def test_what_another_number_of_threads_has_made_is_another_studys(study: Study, finished: Results) -> None:
+    with pytest.raises(StudyError, match="was made of other steps"):
+        study_report(study.model_copy(update={"threads": 3}), finished)
+
+
+def test_a_step_that_does_not_fit_the_weights_is_found_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
+    study = load_study(folder / "study.yaml", ["arms.theseus.steps.0.layers=3"])
+    with pytest.raises(RecipeError, match=r"^arms\.theseus\.steps\.0\.layers: 3 does not divide"):
+        Bench(study, Results(tmp_path / "records"), tmp_path / "work", Recorder()).check(["words"])
 
 
 def test_a_cell_is_not_judged_before_the_trials_that_choose_its_rate_are_there_again(
@@ -185,7 +212,7 @@ def test_a_cell_is_not_judged_before_the_trials_that_choose_its_rate_are_there_a
     copy.path(trial).unlink()
     bench = Bench(study, copy, tmp_path / "work", Recorder())
     record = bench.compute(trial)
-    with pytest.raises(StudyError, match=r"seed4\.json was made of other data"):
+    with pytest.raises(StudyError, match=r"seed4\.json was made of other steps"):
         bench.keep(trial, record)
     assert copy.path(trial).exists()
 

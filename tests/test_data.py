@@ -53,6 +53,14 @@ def test_labels_are_positions_in_sorted_order_and_digests_and_licence_are_kept(t
     assert data.digest != load_data(source(simple(tmp_path, dev=rows(("drei", "a"))))).digest
 
 
+def test_a_pair_without_its_second_text_is_refused_and_makes_no_task_of_single_texts(tmp_path: Path) -> None:
+    whole = {"text": "two", "text_pair": "zwei", "label": "b"}
+    without: dict[str, Any] = {"text": "one", "text_pair": None, "label": "a"}
+    folder = write(tmp_path, train=[without, whole], dev=[whole], test=[whole])
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1: the text is empty or not a text"):
+        load_data(source(folder, text_pair="text_pair"))
+
+
 def test_the_digest_tells_the_order_of_labels_apart(tmp_path: Path) -> None:
     folder = simple(tmp_path)
     turned = load_data(source(folder, labels=["b", "a"]))
@@ -164,6 +172,9 @@ def test_row_limits_take_rows_evenly_spaced_for_files_are_often_sorted_by_label(
         ({"train": rows(("x", "high"))}, {"problem": "regression"}, "a regression wants a number"),
         ({"train": rows(("x", "nan"))}, {"problem": "regression"}, "a regression wants a number"),
         ({"train": rows(("x", None))}, {"problem": "regression"}, "a regression wants a number"),
+        ({"train": rows(("x", int("9" * 400)))}, {"problem": "regression"}, "a regression wants a number"),
+        ({"train": rows(("half \ud83d", "a"), ("y", "b"))}, {}, "line 1: the text has half a character in it"),
+        ({}, {"labels": ["a", "b", "b"]}, "data.labels: 'a', 'b', 'b' has one twice"),
         ({}, {"problem": "regression", "labels": ["a", "b"]}, "a regression has one name"),
         ({}, {"positive_label": "c"}, "data.positive_label: 'c' is no label: use 'a', 'b'"),
         ({"train": rows(("x", "a"), ("y", "b"), ("z", "c"))}, {"metrics": ["f1"]}, "f1 of 3 labels needs"),
@@ -187,6 +198,7 @@ def test_bad_data_is_refused_naming_the_key_or_the_line(
     [
         ("x.jsonl", b'{"text": "a"', "x.jsonl, line 1 is not JSON"),
         ("x.jsonl", b"[1]", "line 1 is not a JSON object"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl, line 1 is not JSON"),
         ("x.jsonl", b"\xff\xfe", "is not UTF-8 at byte 0"),
         ("x.csv", b"text,label\na,b,c\n", "line 2 has not as many fields as the header"),
         ("x.csv", b'text,label\n"a"b,c\n', "can't be read"),

@@ -168,6 +168,7 @@ def test_a_set_option_changes_keys_and_positions_of_lists_and_makes_missing_sect
         ("steps.first.epochs=1", "steps has the positions 0 to 2"),
         ("name.first=1", "name holds a value, not keys"),
         ("name=[", "the value is not YAML"),
+        ("name=2024-13-01", "the value is not YAML"),
     ],
 )
 def test_a_set_option_that_fits_nowhere_is_refused(override: str, message: str) -> None:
@@ -190,6 +191,7 @@ def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> Non
     ("content", "message"),
     [
         (b"a: [1", "is not YAML at line"),
+        (b"name: 2024-13-01", "is not YAML: month must be"),
         (b"- 1", "is not a recipe: a mapping with name, predecessor_name"),
         (b"\xff\xfe\xfa", "is not UTF-8"),
     ],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric, Predictions
 from model_store.builder.records import Results, compacted, expanded, metrics_of
 from model_store.builder.study import load_study
@@ -28,6 +29,14 @@ def test_decisions_of_every_kind_come_back_from_a_record(tmp_path: Path, predict
 
 def test_what_is_not_there_is_none(tmp_path: Path) -> None:
     assert Results(tmp_path).read(tmp_path / "nothing.json") is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"dev": \xff}'])
+def test_what_is_no_record_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "cut.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(StudyError, match=r"cut\.json"):
+        Results(tmp_path).read(path)
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,14 @@ def test_units_are_written_as_a_reader_names_them() -> None:
         ("arms.predecessor={steps: [{operator: export}]}", "predecessor is the arm that every study has"),
         (
             "arms.control.steps.0.operator=magic",
-            "arms.control: after the predecessor's steps, steps.1: input tag 'magic'",
+            "arms.control.steps.0: input tag 'magic'",
         ),
-        ("arms.theseus.steps.0.layers=none", "arms.theseus: after the predecessor's steps, steps.1.layers: "),
+        ("arms.theseus.steps.0.layers=none", "arms.theseus.steps.0.layers: "),
+        ("predecessor_steps.0.warmup_share=2", "predecessor_steps.0.warmup_share: "),
+        ("arms.theseus.steps=[{operator: drop_layers, layers: 2}]", "arms.theseus.steps: the last one must be trained"),
+        ("learning_rates=[0.001, 20]", "learning_rates.1: "),
+        ("seeds=[0, -1]", "seeds.1: "),
+        ("name=2024-13-01", "the value is not YAML"),
     ],
 )
 def test_a_bad_study_is_refused_in_one_line_that_names_the_place(tmp_path: Path, override: str, message: str) -> None:
@@ -138,12 +143,17 @@ def test_a_bad_study_is_refused_in_one_line_that_names_the_place(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [1", "can't be read as YAML"), ("- 1", "is not a study: a mapping")]
+    ("content", "message"),
+    [
+        ("a: [1", "can't be read as YAML"),
+        ("a: 2024-13-01", "can't be read as YAML: month must be"),
+        ("- 1", "is not a study: a mapping"),
+    ],
 )
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         load_study(path)
-    with pytest.raises(RecipeError, match="can't be read"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml can't be read \(No such file"):
         load_study(tmp_path / "nowhere.yaml")

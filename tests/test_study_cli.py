@@ -97,6 +97,14 @@ def test_a_task_that_the_study_does_not_have_is_refused(app: typer.Typer, study:
         run(app, study, "--task", "word")
 
 
+def test_a_study_without_an_ending_needs_a_folder_for_its_records(app: typer.Typer, study: Path) -> None:
+    bare = study.rename(study.with_suffix(""))
+    with pytest.raises(StudyError, match=r"study has no ending like \.yaml: say with --results"):
+        run(app, bare, "--report")
+    with pytest.raises(StudyError, match="study can't be written"):
+        run(app, bare, "--report", "--results", str(bare))
+
+
 def test_a_report_needs_no_data_and_trains_nothing(app: typer.Typer, study: Path) -> None:
     assert run(app, study, "--report", "--set", "data_folder=nowhere").startswith("0 of 3 finished")
 

@@ -50,6 +50,31 @@ def test_an_arm_has_its_mean_its_spread_and_its_retention_seed_by_seed(study: St
     assert arms["theseus"]["speedup"]["mean"] == 2.0
 
 
+def test_the_speed_of_one_graph_is_one_figure_whoever_trained_its_weights(study: Study, results: Results) -> None:
+    for arm, seed, speedup in (("control", 0, 1.8), ("control", 4, 2.0), ("theseus", 0, 2.2), ("theseus", 4, 2.4)):
+        record = cell_record(TARGETS, 0.8, speedup=2.0, seed=seed)
+        record["speedup"]["value"] = speedup
+        results.write(results.path(Cell("words", arm, seed)), record)
+    arms = study_report(study, results)["tasks"]["words"]["arms"]
+    assert arms["control"]["speedup"]["mean"] == arms["theseus"]["speedup"]["mean"] == pytest.approx(2.1)
+    assert arms[PREDECESSOR]["speedup"]["mean"] == 1.0
+
+
+def test_a_difference_that_one_training_makes_is_not_called_the_methods(study: Study, results: Results) -> None:
+    right = [1 - target for target in TARGETS[:30]] + TARGETS[30:]
+    for arm, seed, decided in (
+        ("control", 0, right),
+        ("control", 4, right),
+        ("theseus", 0, TARGETS),
+        ("theseus", 4, [1 - target for target in TARGETS[:33]] + TARGETS[33:]),
+    ):
+        record = cell_record(TARGETS, 0.9) | {"predictions": decided}
+        results.write(results.path(Cell("words", arm, seed)), record)
+    difference = study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]["control"]
+    assert difference["value"] == pytest.approx(0.045)
+    assert difference["low"] < 0 < difference["high"]
+
+
 def test_differences_are_of_the_same_rows_and_seeds_with_an_interval(study: Study, results: Results) -> None:
     arms = study_report(study, results)["tasks"]["words"]["arms"]
     ours = arms["theseus"]["test"]["accuracy"]["mean"]

@@ -75,7 +75,7 @@ def cell_record(targets: list[int], right: float, *, speedup: float = 2.0, seed:
         "machine": "a machine",
         "dev": 0.8,
         "test": {"accuracy": accuracy},
-        "bytes": 1_000_000,
+        "bytes": round(2_000_000 / speedup),
         "p50_ms": {"predecessor": 4.0, "this": 4.0 / speedup},
         "speedup": {"value": speedup, "low": speedup - 0.1, "high": speedup + 0.1},
         "seconds": 60.0,

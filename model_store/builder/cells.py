@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
-from model_store.builder.errors import StudyError
+from model_store.builder.errors import RecipeError
 from model_store.builder.evaluate import (
     predictions_of,
     run_classifier,
@@ -23,10 +23,9 @@ from model_store.builder.evaluate import (
 from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
-from model_store.builder.records import Record, Results, compacted
-from model_store.builder.runner import Runner, key_of, using
-from model_store.builder.step import StepParameters
-from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
+from model_store.builder.records import Record, Results, compacted, searched_before, unit_key
+from model_store.builder.runner import Runner, using
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, of_arm, steps_to
 from model_store.machine import describe_machine
 from model_store.statistics import ratio_of_medians
 
@@ -50,6 +49,20 @@ class Bench:
         """
         return using(self._runner.work, alone=alone)
 
+    def check(self, tasks: Iterable[str]) -> None:
+        """Read the weights and the tasks' data, and refuse what can be seen to fail before anything is trained.
+
+        Raises:
+            BuildError: the message names the arm, where it is one's.
+        """
+        for task in tasks:
+            self._plan(task, self._study.recipe(task, PREDECESSOR, self._study.search_seed, {}))
+            for arm in self._study.arms_of(task)[1:]:
+                try:
+                    self._plan(task, self._study.recipe(task, arm, self._study.search_seed, {}))
+                except RecipeError as error:
+                    raise of_arm(self._study, arm, error) from error
+
     @contextmanager
     def claimed(self, units: Iterable[Cell | Trial]) -> Iterator[Cell | Trial | None]:
         """The first of these units that rests on nothing missing and that no other process has; it is ours meanwhile.
@@ -66,7 +79,7 @@ class Bench:
 
     def _ready(self, unit: Cell | Trial) -> bool:
         """Its rates are chosen, and the predecessor that it starts from has been trained for a cell of its own."""
-        if self._undecided(unit):
+        if not self._results.decided(self._study, unit):
             return False
         seed = unit.seed if isinstance(unit, Cell) else self._study.search_seed
         return unit.arm == PREDECESSOR or self._results.path(Cell(unit.task, PREDECESSOR, seed)).exists()
@@ -80,7 +93,7 @@ class Bench:
         check_installation()
         with _torch_threads(self._study.threads):
             self._note_task(unit.task)
-            for arm in _searched_before(unit):
+            for arm in searched_before(unit):
                 self._search(unit.task, arm)
             return self._try(unit) if isinstance(unit, Trial) else self._measure(unit)
 
@@ -153,11 +166,11 @@ class Bench:
 
     def _record(self, unit: Cell | Trial, plan: Plan) -> Record:
         """What trials and cells have in common: what they are, what they were made of and on what."""
-        arms = [PREDECESSOR] if unit.arm == PREDECESSOR else [PREDECESSOR, unit.arm]
+        digests = plan.weights.sha256, plan.data.digest
         return {
             "unit": str(unit),
-            "key": self._key(plan, unit.arm),
-            "learning_rates": self._rates(unit, arms),
+            "key": unit_key(self._study, plan.recipe, unit.arm, digests, pair=plan.inputs.pair),
+            "learning_rates": self._results.rates(self._study, unit),
             "weights_sha256": plan.weights.sha256,
             "data_sha256": plan.data.digest,
             "machine": str(describe_machine()),
@@ -166,21 +179,8 @@ class Bench:
             "threads": self._study.threads,
         }
 
-    def _key(self, plan: Plan, arm: str) -> str:
-        """Names what a unit is made of, wherever its files lie: another study has other keys."""
-        steps = [step.model_dump(mode="json", exclude_defaults=True) for step in _steps(plan, arm, self._study)]
-        inputs = plan.inputs.model_dump(mode="json")
-        return key_of(plan.weights.sha256, plan.data.digest, plan.recipe.seed, inputs, steps)[:16]
-
-    def _rates(self, unit: Cell | Trial, arms: list[str]) -> dict[str, float]:
-        chosen = {arm: self._results.rate(self._study, unit.task, arm) for arm in arms}
-        if isinstance(unit, Trial):
-            chosen[unit.arm] = unit.rate
-        return {arm: rate for arm, rate in chosen.items() if rate is not None}
-
     def _recipe(self, unit: Cell | Trial) -> Recipe:
-        seed = unit.seed if isinstance(unit, Cell) else self._study.search_seed
-        return self._study.recipe(unit.task, unit.arm, seed, self._rates(unit, [PREDECESSOR, unit.arm]))
+        return self._results.recipe(self._study, unit)
 
     def _plan(self, task: str, recipe: Recipe) -> Plan:
         if task not in self._plans:
@@ -189,26 +189,11 @@ class Bench:
         return self._plans[task].for_recipe(recipe)
 
     def _refuse_others(self, task: str) -> None:
-        """Refuse to go on from records of other data, weights or steps: they can't be compared."""
-        for unit in self._study.units(task):
-            if self._undecided(unit):
-                continue
-            record = self._results.read(self._results.path(unit))
-            if record is not None and record["key"] != self._key(self._plan(task, self._recipe(unit)), unit.arm):
-                raise StudyError(
-                    f"{self._results.path(unit)} was made of other data, weights or steps than the study has now:"
-                    " remove it, or name another folder with --results"
-                )
-
-    def _undecided(self, unit: Cell | Trial) -> bool:
-        """It rests on a rate that is not chosen: one was added to the study, or a trial's record is gone."""
-        return any(
-            self._study.rates_of(unit.task, arm) and self._results.rate(self._study, unit.task, arm) is None
-            for arm in _searched_before(unit)
-        )
+        plan = self._plans[task]
+        self._results.check(self._study, task, plan.weights.sha256, plan.data.digest)
 
     def _trained(self, plan: Plan, arm: str) -> Chain:
-        return plan.run(self._runner, plan.start, _steps(plan, arm, self._study))
+        return plan.run(self._runner, plan.start, steps_to(self._study, plan.recipe, arm))
 
     def _needed(self, task: str) -> set[Path]:
         """The folders of models that a task's missing units start from, make, or will come to again."""
@@ -224,7 +209,7 @@ class Bench:
     def _folders(self, unit: Cell | Trial) -> set[Path]:
         """Where a unit's models are, or will be: the predecessor's and its own, and what is exported of them."""
         plan = self._plan(unit.task, self._recipe(unit))
-        own, before = (_steps(plan, arm, self._study) for arm in (unit.arm, PREDECESSOR))
+        own, before = (steps_to(self._study, plan.recipe, arm) for arm in (unit.arm, PREDECESSOR))
         return {folder for steps in (own, before) for folder in plan.folders(self._runner, (*steps, *plan.exporting))}
 
     def _note_task(self, task: str) -> None:
@@ -250,21 +235,8 @@ class Bench:
         self._results.write(path, record)
 
 
-def _searched_before(unit: Cell | Trial) -> list[str]:
-    """The arms whose learning rates a unit rests on, in the order in which they are searched."""
-    if isinstance(unit, Trial):
-        return [] if unit.arm == PREDECESSOR else [PREDECESSOR]
-    return [PREDECESSOR] if unit.arm == PREDECESSOR else [PREDECESSOR, unit.arm]
-
-
-def _steps(plan: Plan, arm: str, study: Study) -> tuple[StepParameters, ...]:
-    """The steps from the weights to an arm's model, without the export."""
-    own = len(study.predecessor_steps) if arm == PREDECESSOR else len(plan.recipe.steps) - 1
-    return plan.recipe.steps[:own]
-
-
 def _keeps_best(plan: Plan, arm: str, study: Study) -> bool:
-    return bool(getattr(_steps(plan, arm, study)[-1], "best_on_dev", False))
+    return bool(getattr(steps_to(study, plan.recipe, arm)[-1], "best_on_dev", False))
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
     for split, read in raw.items():
         if not read:
             raise DataError(f"data.{split} has no rows")
-    pair = raw["train"][0].text_pair is not None
+    pair = any(row.text_pair is not None for rows in raw.values() for row in rows)
     names = {split: [_names(row, source.problem) for row in rows] for split, rows in raw.items()}
     labels = _choose_labels(source, names, known_labels)
     rows = {
@@ -140,6 +140,10 @@ def _item(row: RawRow, *, pair: bool) -> TextItem:
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{row.where}: the text is empty or not a text: remove the row")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{row.where}: the text has half a character in it, a lone surrogate: mend it") from error
     return TextItem(*texts)
 
 
@@ -167,6 +171,8 @@ def _choose_labels(
     if known is not None and source.labels not in (None, known):
         raise DataError(f"data.labels: the predecessor's labels are {_listed(known)}, in this order: remove the key")
     labels = known or source.labels or tuple(sorted(trained))
+    if len(set(labels)) < len(labels):
+        raise DataError(f"data.labels: {_listed(labels)} has one twice")
     origin = "the predecessor" if known else "data.labels" if source.labels else "data.train"
     for split, rows in names.items():
         strangers = sorted({label for row in rows for label in row} - set(labels))
@@ -186,7 +192,7 @@ def _target(names: tuple[str, ...], row: RawRow, labels: tuple[str, ...], proble
         return tuple(int(label in names) for label in labels)
     try:
         number = float(row.label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"{row.where}: the label is {row.label!r}; a regression wants a number")

@@ -115,7 +115,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
     content, folder = _find(reference)
     try:
         document = yaml.safe_load(content)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter: a date that can't be
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{reference} is not YAML{where}: {getattr(error, 'problem', None) or error}") from error
@@ -158,7 +158,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r} is not of the form a.b=c")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
     place: Any = document
     for depth, part in enumerate(parts):

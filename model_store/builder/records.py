@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric, Predictions
-from model_store.builder.study import Cell, Study, Trial
+from model_store.builder.recipe import Recipe
+from model_store.builder.runner import key_of
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, steps_to
 
 Record = dict[str, Any]
 
@@ -36,11 +39,19 @@ class Results:
         return self.folder / "tasks" / f"{task}.json"
 
     def read(self, path: Path) -> Record | None:
-        """A record, or None where it isn't there."""
+        """A record, or None where it isn't there.
+
+        Raises:
+            StudyError: it can't be read, or is something else.
+        """
         try:
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError) as error:
+            raise StudyError(f"{path} can't be read as a record ({error}): restore or remove it") from error
+        if not isinstance(record, dict):
+            raise StudyError(f"{path} is no record, a JSON object: restore or remove it")
         return record
 
     def write(self, path: Path, record: Record) -> None:
@@ -63,6 +74,65 @@ class Results:
         if len(rates) == 1:
             return rates[0]
         return max(rates, key=scores.__getitem__) if rates and len(scores) == len(rates) else None
+
+    def rates(self, study: Study, unit: Cell | Trial) -> dict[str, float]:
+        """The learning rates that a unit is made with, as far as they are chosen: the predecessor's and its own."""
+        chosen = {arm: self.rate(study, unit.task, arm) for arm in {PREDECESSOR: None, unit.arm: None}}
+        if isinstance(unit, Trial):
+            chosen[unit.arm] = unit.rate
+        return {arm: rate for arm, rate in chosen.items() if rate is not None}
+
+    def decided(self, study: Study, unit: Cell | Trial) -> bool:
+        """The rates that it rests on are chosen: none was added to the study, and no trial's record is gone."""
+        return all(
+            self.rate(study, unit.task, arm) is not None
+            for arm in searched_before(unit)
+            if study.rates_of(unit.task, arm)
+        )
+
+    def recipe(self, study: Study, unit: Cell | Trial) -> Recipe:
+        """What a unit is made by."""
+        seed = unit.seed if isinstance(unit, Cell) else study.search_seed
+        return study.recipe(unit.task, unit.arm, seed, self.rates(study, unit))
+
+    def check(self, study: Study, task: str, weights_sha256: str | None = None, data_sha256: str | None = None) -> None:
+        """Refuse a task's records if one was made of something else than the study has now: they can't be compared.
+
+        Args:
+            study: what it has.
+            task: its name.
+            weights_sha256: of the weights that are there; None: those that each record names.
+            data_sha256: of the data that is there; None: as for weights.
+
+        Raises:
+            StudyError: it names the record, and what is different.
+        """
+        pair = (self.read(self.task_path(task)) or {}).get("pair", False)
+        for unit in study.units(task):
+            record = self.read(self.path(unit)) if self.decided(study, unit) else None
+            if record is None:
+                continue
+            there = (
+                weights_sha256 or record.get("weights_sha256", ""),
+                data_sha256 or record.get("data_sha256", ""),
+            )
+            different = [
+                what
+                for what, same in (
+                    ("weights", record.get("weights_sha256", "") == there[0]),
+                    ("data", record.get("data_sha256", "") == there[1]),
+                    (
+                        "steps",
+                        record.get("key") == unit_key(study, self.recipe(study, unit), unit.arm, there, pair=pair),
+                    ),
+                )
+                if not same
+            ]
+            if different:
+                raise StudyError(
+                    f"{self.path(unit)} was made of other {different[0]} than the study has now: remove it,"
+                    " or name another folder with --results"
+                )
 
     def missing(self, study: Study, task: str | None = None) -> list[Cell | Trial]:
         """What has no record yet, of `task` or of all, in the order of work."""
@@ -90,6 +160,29 @@ class Results:
             return None
         alike = (next(group for group in groups(unit) if group in spent) for unit in self.missing(study, task))
         return sum(float(np.mean(spent[group])) for group in alike)
+
+
+def searched_before(unit: Cell | Trial) -> list[str]:
+    """The arms whose learning rates a unit rests on, in the order in which they are searched."""
+    if isinstance(unit, Trial):
+        return [] if unit.arm == PREDECESSOR else [PREDECESSOR]
+    return [PREDECESSOR] if unit.arm == PREDECESSOR else [PREDECESSOR, unit.arm]
+
+
+def unit_key(study: Study, recipe: Recipe, arm: str, sha256s: tuple[str, str], *, pair: bool) -> str:
+    """Names what a unit is made of, wherever its files lie: another study has other keys.
+
+    Args:
+        study: which has it.
+        recipe: the unit's.
+        arm: the unit's.
+        sha256s: of the weights and of the data.
+        pair: the data is of pairs.
+    """
+    steps = [step.model_dump(mode="json", exclude_defaults=True) for step in steps_to(study, recipe, arm)]
+    inputs = {"pair": pair, "max_length": recipe.max_length, "truncation_side": recipe.truncation_side}
+    threads = [] if study.threads == 1 else [study.threads]
+    return key_of(*sha256s, recipe.seed, inputs, steps, *threads)[:16]
 
 
 def metrics_of(task: Record) -> list[Metric]:

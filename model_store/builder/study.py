@@ -7,6 +7,7 @@ predecessor included; all seeds then use the best. The test split is looked at o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.knobs import Knobs
 from model_store.builder.recipe import Recipe, apply_override, first_problem, located, resolve
 from model_store.builder.sources import DataSource
-from model_store.builder.step import Precision, TrainingParameters, operator_module, operator_names
+from model_store.builder.step import Precision, StepParameters, TrainingParameters, operator_module, operator_names
 from model_store.builder.weights import Weights
 from model_store.manifest import Name, Side
 
@@ -33,7 +34,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Rates = Annotated[tuple[float, ...], AfterValidator(_distinct), Field(min_length=1)]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_distinct), Field(min_length=1)]
 
 
 class Task(Knobs):
@@ -66,7 +67,7 @@ class Study(Knobs):
     predecessor_steps: Steps = Field(min_length=1, description="make the predecessor of the weights")
     epochs: PositiveInt = Field(description="of every training step that states none: the common budget")
     learning_rates: Rates
-    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(_distinct)] = Field(min_length=1)
     precision: Precision = Field(default="float32", description="of every training step that states none")
     data_folder: Path = Field(
         default=Path(), description="where relative paths of tasks start, from the study's folder"
@@ -199,7 +200,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise RecipeError(f"study {path} can't be read ({error.strerror}): give the path of a study's file") from error
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that can't be
         raise RecipeError(f"study {path} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise RecipeError(f"{path} is not a study: a mapping with {', '.join(Study.model_fields)} is wanted")
@@ -211,12 +214,42 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise RecipeError(first_problem(error, document)) from error
     study = study.model_copy(update=_located(study, path.absolute().parent))
     for task in study.tasks:
-        for arm in study.arms:
-            try:
-                study.recipe(task, arm, study.search_seed, {})
-            except RecipeError as error:
-                raise RecipeError(f"arms.{arm}: after the predecessor's steps, {error}") from error
+        for arm in study.arms_of(task)[1:]:
+            _check_arm(study, task, arm)
     return study
+
+
+def _check_arm(study: Study, task: str, arm: str) -> None:
+    """Refuse what can be seen to fail before anything is trained.
+
+    Raises:
+        RecipeError: it names the arm.
+    """
+    steps = study.arms[arm].steps
+    if not _trains(steps[-1]):
+        raise RecipeError(
+            f"arms.{arm}.steps: the last one must be trained, since its dev score is what rates are chosen by"
+        )
+    try:
+        study.recipe(task, arm, study.search_seed, {})
+    except RecipeError as error:
+        raise of_arm(study, arm, error) from error
+
+
+def of_arm(study: Study, arm: str, error: RecipeError) -> RecipeError:
+    """An error of a cell's recipe, with its step named as the study's file has it."""
+    found = re.match(r"steps\.(\d+)", str(error))
+    if found is None:
+        return RecipeError(f"arms.{arm}: {error}")
+    index, own = int(found[1]), len(study.predecessor_steps)
+    place = f"predecessor_steps.{index}" if index < own else f"arms.{arm}.steps.{index - own}"
+    return RecipeError(place + str(error)[found.end() :])
+
+
+def steps_to(study: Study, recipe: Recipe, arm: str) -> tuple[StepParameters, ...]:
+    """A recipe's steps from the weights to an arm's model, without the export."""
+    own = len(study.predecessor_steps) if arm == PREDECESSOR else len(recipe.steps) - 1
+    return recipe.steps[:own]
 
 
 def _located(study: Study, folder: Path) -> dict[str, Any]:

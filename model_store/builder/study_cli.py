@@ -56,6 +56,8 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
     whole = load_study(file, changes or ())
     if task is not None and task not in whole.tasks:
         raise StudyError(f"--task: no task {task!r}: there are {', '.join(whole.tasks)}")
+    if results is None and file.with_suffix("") == file:
+        raise StudyError(f"{file} has no ending like .yaml: say with --results where its records are")
     records = Results(results or file.with_suffix(""))
     progress = ConsoleProgress()
     bench = Bench(whole, records, work or cache_folder() / "studies" / whole.name, progress)
@@ -76,6 +78,7 @@ def _fill(  # noqa: PLR0913 - the command's parts
 ) -> None:
     waiting = False
     with bench.using(alone=False):
+        bench.check({unit.task: None for unit in records.missing(study, task)})
         while missing := records.missing(study, task):
             with bench.claimed(missing) as unit:
                 if unit is None:

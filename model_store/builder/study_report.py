@@ -10,30 +10,43 @@ from typing import Any
 
 import numpy as np
 
+from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric, Predictions
 from model_store.builder.records import Record, Results, expanded, metrics_of
 from model_store.builder.report import markdown_table, new_figure, triple
 from model_store.builder.study import PREDECESSOR, Study
-from model_store.statistics import Estimate, paired_bootstrap
+from model_store.statistics import Estimate, Samples, crossed_bootstrap, paired_bootstrap
 
 REPORT_FILES = ("results.json", "table.md", "pareto.png")
-Score = Callable[[Predictions, Predictions], float]
+Score = Callable[[Samples, Samples], float]
 
 
 def write_study_report(study: Study, results: Results) -> dict[str, Any]:
-    """Write the report's files into the results' folder; its content."""
+    """Write the report's files into the results' folder; its content.
+
+    Raises:
+        StudyError: a record is of another study, or none; or the folder can't be written.
+    """
     report = study_report(study, results)
-    results.folder.mkdir(parents=True, exist_ok=True)
-    (results.folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (results.folder / "table.md").write_text(_markdown(report), encoding="utf-8")
-    _plot(results.folder / "pareto.png", report)
+    try:
+        results.folder.mkdir(parents=True, exist_ok=True)
+        (results.folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (results.folder / "table.md").write_text(_markdown(report), encoding="utf-8")
+        _plot(results.folder / "pareto.png", report)
+    except OSError as error:
+        raise StudyError(f"{results.folder} can't be written ({error.strerror}): choose one with --results") from error
     return report
 
 
 def study_report(study: Study, results: Results) -> dict[str, Any]:
-    """Every figure of the report; of a task or an arm without a finished cell, nothing."""
+    """Every figure of the report; of a task or an arm without a finished cell, nothing.
+
+    Raises:
+        StudyError: a record is of another study, or none.
+    """
     tasks: dict[str, Any] = {}
     for name in study.tasks:
+        results.check(study, name)
         task = results.read(results.task_path(name))
         cells: dict[str, dict[int, Record]] = {}
         for cell in study.cells():
@@ -63,6 +76,9 @@ def stated_interval(task: Record, record: Record) -> tuple[float, float]:
 
 def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
     metrics, targets = metrics_of(task), expanded(task["targets"])
+    alike: dict[int, list[float]] = {}  # speed-ups of one graph, whoever trained its weights
+    for record in (record for records in cells.values() for record in records.values()):
+        alike.setdefault(record["bytes"], []).append(record["speedup"]["value"])
     rivals = [name for name in study.references if name in cells]
     arms = {}
     for arm, records in cells.items():
@@ -71,10 +87,11 @@ def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]
             "test": {
                 metric.name: _spread([record["test"][metric.name] for record in records.values()]) for metric in metrics
             },
+            "quality": _spread([record["test"][metrics[0].name] for record in records.values()]),
             "interval": triple(_mean_score(metrics[0], targets, records)),
             "dev": _spread([record["dev"] for record in records.values()]),
             "learning_rates": next(iter(records.values()))["learning_rates"],
-            "speedup": _spread([record["speedup"]["value"] for record in records.values()]),
+            "speedup": _spread(alike[next(iter(records.values()))["bytes"]]),
             "p50_ms": _spread([record["p50_ms"]["this"] for record in records.values()]),
             "bytes": next(iter(records.values()))["bytes"],
             "machines": sorted({record["machine"] for record in records.values()}),
@@ -100,38 +117,32 @@ def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]
     }
 
 
-def _stacked(records: dict[int, Record], seeds: list[int]) -> Predictions:
-    """Decisions `(rows, seeds)`, or `(rows, seeds, labels)`: resampling rows keeps the seeds of a row together."""
-    return np.stack([expanded(records[seed]["predictions"]) for seed in seeds], axis=1)
+def _scores(metric: Metric, targets: Predictions, records: dict[int, Record], seeds: list[int]) -> Score:
+    """The metric's mean over chosen seeds, on chosen rows."""
+    decided = [expanded(records[seed]["predictions"]) for seed in seeds]
 
-
-def _over_seeds(metric: Metric) -> Score:
-    """The metric's mean over the seeds of stacked decisions."""
-
-    def score(predictions: Predictions, targets: Predictions) -> float:
-        return float(np.mean([metric(predictions[:, index], targets) for index in range(predictions.shape[1])]))
+    def score(rows: Samples, runs: Samples) -> float:
+        wanted = targets[rows]
+        each = {run: metric(decided[run][rows], wanted) for run in set(runs.tolist())}
+        return float(np.mean([each[run] for run in runs.tolist()]))
 
     return score
 
 
 def _mean_score(metric: Metric, targets: Predictions, records: dict[int, Record]) -> Estimate:
-    return paired_bootstrap(_over_seeds(metric), _stacked(records, sorted(records)), targets)
+    seeds = sorted(records)
+    return crossed_bootstrap(_scores(metric, targets, records, seeds), len(targets), len(seeds))
 
 
 def _difference(
     metric: Metric, targets: Predictions, ours: dict[int, Record], theirs: dict[int, Record]
 ) -> dict[str, Any] | None:
-    """Our mean metric minus theirs over the seeds that both have, on the same resampled rows."""
+    """Our mean metric minus theirs over the seeds that both have, on the same resampled rows and seeds."""
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
-    score = _over_seeds(metric)
-    estimate = paired_bootstrap(
-        lambda a, b, wanted: score(a, wanted) - score(b, wanted),
-        _stacked(ours, seeds),
-        _stacked(theirs, seeds),
-        targets,
-    )
+    us, them = (_scores(metric, targets, records, seeds) for records in (ours, theirs))
+    estimate = crossed_bootstrap(lambda rows, runs: us(rows, runs) - them(rows, runs), len(targets), len(seeds))
     return triple(estimate) | {"seeds": len(seeds)}
 
 
@@ -156,9 +167,11 @@ def _markdown(report: dict[str, Any]) -> str:
         report["about"].strip(),
         "",
         f"{report['finished']} of {report['units']} trials and cells are finished. Mean ± standard deviation over the"
-        " seeds; differences with 95 % intervals of a paired bootstrap over the test rows, all seeds of a row together."
+        " seeds; 95 % intervals of a bootstrap over test rows and seeds, the same of both sides of a difference, not"
+        " corrected for their number; three seeds say little about the spread of a training."
         " Learning rate of each arm: of those tried for its task the best on dev, with the first seed. S: p50 of the"
-        " predecessor ÷ this arm's, float32 ONNX both, one thread, taken in turns in one process.",
+        " predecessor ÷ this arm's, float32 ONNX both, one thread, taken in turns in one process; mean ± standard"
+        " deviation over all cells of the same graph, whose weights make no difference to its speed.",
     ]
     for name, task in report["tasks"].items():
         rows = task["splits"]
@@ -194,14 +207,14 @@ def _row(arm: str, entry: dict[str, Any], task: dict[str, Any]) -> list[str]:
         f"{interval['low']:.4f} to {interval['high']:.4f}",
         _plus_minus(retention) if retention else "",
         *(f"{d['value']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else "" for d in differences),
-        f"{entry['speedup']['mean']:.2f}",
+        _plus_minus(entry["speedup"], 2),
         f"{entry['bytes'] / 1e6:.1f}",
         "" if own is None else f"{own:g}",
     ]
 
 
-def _plus_minus(spread: dict[str, Any]) -> str:
-    return f"{spread['mean']:.4f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.4f}")
+def _plus_minus(spread: dict[str, Any], places: int = 4) -> str:
+    return f"{spread['mean']:.{places}f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.{places}f}")
 
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
@@ -221,13 +234,10 @@ def _plot(path: Path, report: dict[str, Any]) -> None:
     tasks = report["tasks"]
     figure, panels = new_figure(max(4.5 * len(tasks), 4.5), 4, max(len(tasks), 1))
     for axes, (name, task) in zip(panels, tasks.items(), strict=False):
-        points = {
-            arm: (entry["speedup"]["mean"], entry["test"][task["metric"]]["mean"])
-            for arm, entry in task["arms"].items()
-        }
+        points = {arm: (entry["speedup"]["mean"], entry["quality"]["mean"]) for arm, entry in task["arms"].items()}
         for arm, (speed, quality) in points.items():
-            sd = task["arms"][arm]["test"][task["metric"]]["sd"]
-            axes.errorbar([speed], [quality], yerr=[sd or math.nan], fmt="o", capsize=3, label=arm)
+            sds = [task["arms"][arm][key]["sd"] or math.nan for key in ("speedup", "quality")]
+            axes.errorbar([speed], [quality], xerr=sds[:1], yerr=sds[1:], fmt="o", capsize=3, label=arm)
         front = [points[arm] for arm in pareto_front(points)]
         axes.plot([speed for speed, _ in front], [quality for _, quality in front], color="grey", linewidth=1, zorder=0)
         axes.axhline(task["tfidf"][task["metric"]], linestyle=":", color="grey", label="tf-idf")

@@ -24,7 +24,7 @@ def json_lines(content: str, name: str) -> Records:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{name}, line {number} is not JSON ({error}): one object per line is wanted") from error
         if not isinstance(record, dict):
             raise DataError(f"{name}, line {number} is not a JSON object: one object per line is wanted")
