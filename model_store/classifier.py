@@ -16,6 +16,7 @@ from model_store.errors import (
     ProviderNotAvailableError,
     RuntimeInstallationError,
 )
+from model_store.extras import remedy
 from model_store.manifest import TOKENIZER_FILE, Artifact, Manifest, ScoreContract, Side
 from model_store.seats import Seats
 from model_store.store import StoredVersion
@@ -183,13 +184,11 @@ def check_runtime_installation(installed: Sequence[str] | None = None) -> None:
     """
     installed = installed_runtimes() if installed is None else installed
     if not installed:
-        raise RuntimeInstallationError(
-            "ONNX Runtime is not installed: pip install 'successor[cpu]' or 'successor[gpu]'"
-        )
+        raise RuntimeInstallationError(f"ONNX Runtime is not installed: {remedy('cpu', 'gpu')}")
     if len(installed) > 1:
         raise RuntimeInstallationError(
             f"{' and '.join(installed)} are both installed and overwrite each other:"
-            f" pip uninstall -y {' '.join(installed)}, then pip install 'successor[cpu]' or 'successor[gpu]'"
+            f" pip uninstall -y {' '.join(installed)}, then {remedy('cpu', 'gpu')}"
         )
 
 

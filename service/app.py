@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
 from model_store.errors import RuntimeInstallationError, SuccessorError
+from model_store.extras import remedy
 from model_store.seats import seats_for
 from model_store.store import ModelStore
 from service import telemetry
@@ -95,7 +96,7 @@ def check_installation(settings: Settings) -> str:
     """
     check_runtime_installation()
     if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
-        raise RuntimeInstallationError("gRPC needs grpcio: pip install 'successor[grpc]', or unset SUCCESSOR_GRPC_PORT")
+        raise RuntimeInstallationError(f"gRPC needs grpcio: {remedy('grpc')}, or unset SUCCESSOR_GRPC_PORT")
     return choose_provider(settings.provider)
 
 

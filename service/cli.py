@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model_store.errors import SuccessorError
+from model_store.extras import remedy
 from service.cli_keys import keys
 from service.cli_models import models
 
@@ -156,7 +157,8 @@ def _add(app: typer.Typer, plugin: EntryPoint) -> None:
 
 
 def _remedy(command: str) -> str:
-    return f"pip install 'successor[{command if command in ('build', 'compare', 'demo') else 'cpu'}]'"
+    extra = {"build": "build", "study": "build", "compare": "compare", "demo": "demo"}.get(command, "cpu")
+    return remedy(extra)
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import structlog
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
+from model_store.extras import remedy
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +65,6 @@ def open_tracing(environment: Mapping[str, str] = os.environ) -> Tracing | None:
     try:
         from service.tracing import Tracing, provider_for
     except ImportError:
-        log.warning("no traces: OTEL_… is set, but OpenTelemetry is not there: pip install 'successor[otel]'")
+        log.warning("no traces: OTEL_… is set, but OpenTelemetry is not there", remedy=remedy("otel"))
         return None
     return Tracing(provider_for(exporters))

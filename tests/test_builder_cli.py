@@ -64,7 +64,7 @@ def test_a_build_without_the_extra_is_refused_in_one_line_with_the_remedy(tmp_pa
     done = without_extra(tmp_path, "build", "sentiment", "--store", str(tmp_path / "store"))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "pip install 'successor[build]'" in done.stderr
+    assert "pip install '.[build]'" in done.stderr
     assert not (tmp_path / "store").exists()
 
 

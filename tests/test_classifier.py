@@ -190,7 +190,7 @@ def test_exactly_one_runtime_is_installed_here() -> None:
 @pytest.mark.parametrize(
     ("installed", "remedy"),
     [
-        ([], r"pip install 'successor\[cpu\]'"),
+        ([], r"pip install '\.\[cpu\]' or '\.\[gpu\]'"),
         (["onnxruntime", "onnxruntime-gpu"], "pip uninstall -y onnxruntime onnx"),
     ],
 )

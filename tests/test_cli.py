@@ -324,11 +324,11 @@ def test_a_command_of_another_package_joins() -> None:
 
 def test_a_package_that_can_not_be_imported_breaks_its_own_command_only() -> None:
     assert invoke([BROKEN, GREET], "greet", "you").output == "hello you\n"
-    assert "pip install 'successor[build]'" in invoke([BROKEN, GREET], "--help").output
+    assert "pip install '.[build]'" in invoke([BROKEN, GREET], "--help").output
     error = invoke([BROKEN], "build", "recipe", "--set", "a=b").exception
     assert isinstance(error, SuccessorError)
     assert "no_such_module" in str(error)
-    assert "pip install 'successor[build]'" in str(error)
+    assert "pip install '.[build]'" in str(error)
 
 
 def test_our_own_commands_can_not_be_replaced_and_import_nothing_else() -> None:
@@ -354,7 +354,7 @@ def test_a_package_missing_at_run_time_is_named_with_the_extra(capsys: pytest.Ca
         main(["demo"], [plugin("demo", "tests.test_cli:needs_a_package")])
     assert caught.value.code == 1
     assert capsys.readouterr().err == (
-        "error: No module named 'a_package_that_is_not_installed': pip install 'successor[demo]'\n"
+        "error: No module named 'a_package_that_is_not_installed': in a checkout of Successor, pip install '.[demo]'\n"
     )
 
 

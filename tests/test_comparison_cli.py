@@ -144,7 +144,7 @@ def test_without_the_extra_the_remedy_is_said(texts: Path) -> None:
     command = [sys.executable, "-c", f"{blocked} {run}", str(texts)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
-    assert result.stderr.strip().endswith("pip install 'successor[compare]'")
+    assert result.stderr.strip().endswith("pip install '.[compare]'")
     assert len(result.stderr.strip().splitlines()) == 1
 
 

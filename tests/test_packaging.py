@@ -137,7 +137,7 @@ def test_a_build_where_torch_is_missing_names_the_extra(installation: Installati
         timeout=120,
     )
     assert done.returncode == 1
-    assert "pip install 'successor[build]'" in done.stderr
+    assert "pip install '.[build]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

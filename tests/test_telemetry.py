@@ -326,4 +326,4 @@ if {blocked}:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert ("pip install 'successor[otel]'" in done.stdout + done.stderr) == blocked
+    assert ("pip install '.[otel]'" in done.stdout + done.stderr) == blocked

@@ -17,6 +17,7 @@ from model_store.builder.runner import Result, Runner, key_of, using
 from model_store.builder.step import Apply, Figures, StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
+from model_store.extras import remedy
 from model_store.manifest import Check, InputContract, Lineage, ModelId, ScoreContract
 from model_store.store import ModelStore
 
@@ -195,7 +196,7 @@ def check_installation() -> None:
     """
     missing = [name for name in EXTRA_MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        raise BuildExtraError(f"a build needs {', '.join(missing)}: pip install 'successor[build]'")
+        raise BuildExtraError(f"a build needs {', '.join(missing)}: {remedy('build')}")
     check_runtime_installation()
 
 

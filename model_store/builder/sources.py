@@ -19,6 +19,7 @@ from model_store.builder.fetch import PinnedPackage, fetch_package
 from model_store.builder.knobs import Knobs
 from model_store.builder.metrics import METRICS_OF, MetricName
 from model_store.builder.tables import json_lines, table
+from model_store.extras import remedy
 from model_store.manifest import Problem
 
 SPLITS = ("train", "dev", "test")
@@ -159,7 +160,7 @@ class HubSource(Columns):
         try:
             import datasets
         except ImportError as error:
-            raise BuildExtraError("data from a hub needs the extra: pip install 'successor[build]'") from error
+            raise BuildExtraError(f"data from a hub needs the extra: {remedy('build')}") from error
         datasets.disable_progress_bars()
         splits: RawSplits = {}
         for split in SPLITS:

@@ -14,6 +14,7 @@ from model_store.builder.errors import BuildExtraError, NotFetchedError, Weights
 from model_store.builder.fetch import PinnedPackage, extract_member, extract_split, fetch_package
 from model_store.builder.knobs import Knobs
 from model_store.builder.step import Shape
+from model_store.extras import remedy
 from model_store.store import digest_file
 
 LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
@@ -83,7 +84,7 @@ class HubWeights(Knobs):
         try:
             from huggingface_hub import snapshot_download
         except ImportError as error:
-            raise BuildExtraError("weights from a hub need the extra: pip install 'successor[build]'") from error
+            raise BuildExtraError(f"weights from a hub need the extra: {remedy('build')}") from error
         try:
             return Path(
                 snapshot_download(

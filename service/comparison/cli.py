@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model_store.extras import remedy
 from model_store.machine import describe_machine
 from model_store.store import ModelStore
 from service.comparison import load
@@ -121,7 +122,7 @@ def _on_own_servers(root: Path, a: str, b: str, stack: ExitStack) -> Sides:
 def _require_extra() -> None:
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"{' and '.join(missing)} can't be imported: pip install 'successor[compare]'")
+        raise MissingExtraError(f"{' and '.join(missing)} can't be imported: {remedy('compare')}")
 
 
 @contextmanager

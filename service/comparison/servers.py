@@ -110,7 +110,7 @@ def resolve_served(models: Sequence[ServedModel], reference: str) -> ServedModel
     if versions and not at:
         return versions[-1]
     loaded = ", ".join(sorted(model.id for model in models)) or "nothing"
-    raise LoadError(f"the server has no model {reference!r} loaded: it has {loaded}")
+    raise LoadError(f"the server has no model {reference!r} loaded: it has {loaded}; name it in SUCCESSOR_MODELS")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from model_store.errors import SuccessorError
+from model_store.extras import remedy
 from model_store.machine import describe_machine, usable_cores
 from model_store.store import ModelStore
 from service.comparison.servers import exit_on_sigterm
@@ -122,7 +123,7 @@ def _subjects(arguments: argparse.Namespace, texts: list[str], report: Report) -
             (artificial.artificial_subject(cache, 6, "dynamic", texts), None),
         ]
     else:
-        report.skip("6 layers", "torch, transformers and onnx make the file: pip install 'successor[build]'")
+        report.skip("6 layers", f"torch, transformers and onnx make the file: {remedy('build')}")
     store = ModelStore(arguments.store)
     if SUCCESSOR in store.names():
         subjects.append((Subject("successor of the demo", store, store.resolve(SUCCESSOR), texts), _THREE_LAYERS_BAR))
