@@ -195,6 +195,14 @@ def test_what_another_number_of_threads_has_made_is_another_studys(study: Study,
         study_report(study.model_copy(update={"threads": 3}), finished)
 
 
+def test_cells_whose_best_epoch_was_chosen_by_another_metric_are_another_studys(
+    folder: Path, finished: Results
+) -> None:
+    study_report(load_study(folder / "study.yaml", ["tasks.words.data.metrics=[accuracy]"]), finished)
+    with pytest.raises(StudyError, match="was made of other steps"):
+        study_report(load_study(folder / "study.yaml", ["tasks.words.data.metrics=[f1, accuracy]"]), finished)
+
+
 def test_a_step_that_does_not_fit_the_weights_is_found_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
     study = load_study(folder / "study.yaml", ["arms.theseus.steps.0.layers=3"])
     with pytest.raises(RecipeError, match=r"^arms\.theseus\.steps\.0\.layers: 3 does not divide"):

@@ -106,6 +106,8 @@ def test_a_dry_run_knows_which_steps_are_kept(folder: Path, document: dict[str, 
     other = changed(document, folder, "steps.1.base_rate=0.5")
     assert make_plan(other, offline=True).kept(runner) == [True, False, False, False]
     assert make_plan(changed(document, folder, "seed=1"), offline=True).kept(runner) == [False] * 4
+    # The best epoch on dev is another by another metric.
+    assert make_plan(changed(document, folder, "data.metrics=[f1]"), offline=True).kept(runner) == [False] * 4
 
 
 def test_a_failed_gate_publishes_nothing_and_keeps_the_results(

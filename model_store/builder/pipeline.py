@@ -13,7 +13,7 @@ from model_store.builder.errors import BuildExtraError, RecipeError
 from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
-from model_store.builder.runner import Result, Runner, key_of, using
+from model_store.builder.runner import STEP_FILE, Result, Runner, key_of, using
 from model_store.builder.step import Apply, Figures, StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
@@ -105,8 +105,9 @@ class Plan:
         return replace(self, recipe=recipe, lineage=lineage)
 
     def key(self, before: str, step: StepParameters) -> str:
-        """Names the result of a step: a hash of its parent, operator, parameters, seed and data."""
-        parts = (before, step.model_dump(mode="json"), self.recipe.seed, self.data.digest)
+        """Names the result of a step: a hash of parent, operator, parameters, seed, data and what dev is judged by."""
+        metric = self.data.metric
+        parts = (before, step.model_dump(mode="json"), self.recipe.seed, self.data.digest, metric.name, metric.positive)
         return key_of(*parts, self.inputs.model_dump(mode="json"), self.lineage.code_version)
 
     def context(self, progress: Progress, scratch: Path) -> StepContext:
@@ -131,7 +132,7 @@ class Plan:
 
     def kept(self, runner: Runner) -> list[bool]:
         """For each step of the recipe, whether its result is there already."""
-        return [folder.is_dir() for folder in self.folders(runner, self.recipe.steps)]
+        return [(folder / STEP_FILE).is_file() for folder in self.folders(runner, self.recipe.steps)]
 
     def folders(self, runner: Runner, steps: Sequence[StepParameters]) -> list[Path]:
         """Where the results of steps are, or will be, that start from the weights."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from model_store.builder.errors import StudyError
-from model_store.builder.metrics import Metric, Predictions
+from model_store.builder.metrics import METRICS_OF, Metric, Predictions
 from model_store.builder.recipe import Recipe
 from model_store.builder.runner import key_of
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, steps_to
@@ -181,8 +181,11 @@ def unit_key(study: Study, recipe: Recipe, arm: str, sha256s: tuple[str, str], *
     """
     steps = [step.model_dump(mode="json", exclude_defaults=True) for step in steps_to(study, recipe, arm)]
     inputs = {"pair": pair, "max_length": recipe.max_length, "truncation_side": recipe.truncation_side}
-    threads = [] if study.threads == 1 else [study.threads]
-    return key_of(*sha256s, recipe.seed, inputs, steps, *threads)[:16]
+    further: list[object] = [] if study.threads == 1 else [study.threads]
+    source = recipe.data
+    if source.metrics and source.metrics[0] != METRICS_OF[source.problem][0]:  # what the best epoch is chosen by
+        further += [source.metrics[0], source.positive_label]
+    return key_of(*sha256s, recipe.seed, inputs, steps, *further)[:16]
 
 
 def metrics_of(task: Record) -> list[Metric]:
