@@ -73,7 +73,11 @@ class Health(BaseModel):
 class Promotion(BaseModel):
     """Where an alias is to point."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"example": {"version": 3}})
+    model_config = ConfigDict(
+        extra="allow",  # `parse_body` refuses them
+        strict=True,
+        json_schema_extra={"additionalProperties": False, "example": {"version": 3}},
+    )
 
     version: int = Field(ge=1)
 
