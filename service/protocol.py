@@ -90,6 +90,7 @@ class Protocol(HttpToolsProtocol):
         self._begun = False  # a request has begun to arrive and has not ended
         self._since = self.loop.time()  # when that, or the wait for it, began
         self._heading = True  # its header has not ended
+        self._tail = b""  # of what was read last
         self._chunk_bytes = 0  # of what is being read now
         self._request_bytes = 0  # of the request, but for the chunk in which it began
         self._refusal: SuccessorError | None = None  # why the connection ends; what comes then is thrown away
@@ -110,7 +111,11 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
             return
         self._chunk_bytes = len(data)
-        if (self._heading or not self._begun) and (b"pgrade" in data or b"PGRADE" in data):
+        before = self._tail if self._begun else b""
+        self._tail = (before + data[-3:])[-3:]
+        in_header = self._heading or not self._begun
+        # The header's end may have begun with the bytes before: then nothing of it is here.
+        if in_header and (b"pgrade" in data or b"PGRADE" in data) and b"\r\n\r\n" not in before + data[:3]:
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(_IGNORED, head) + end + rest
         super().data_received(data)

@@ -192,7 +192,10 @@ class Registry:
         async def look() -> None:  # a function of its own: between looks nothing here holds a version
             for served in [one for one in self.table.models.values() if one not in seen]:
                 seen.add(served)
-                await measure(served)
+                try:
+                    await measure(served)
+                except Exception:
+                    log.exception("a version was not measured", model=served.reference)
 
         await repeat("measure what calls cost", look, _HOUSEKEEPING_S)
 
@@ -224,6 +227,7 @@ class Registry:
                 await self.sync()
                 seen = now
 
+        await asyncio.sleep(every_s)
         await repeat("look at the store", look, every_s)
 
     def _snapshot(self) -> dict[str, tuple[object, ...]]:

@@ -357,6 +357,22 @@ def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, 
         assert 'successor_refusals_total{reason="internal_error"} 1.0' in client.web.get("/metrics").text
 
 
+@pytest.mark.parametrize("name", ["inputs", "outputs", "parameters", "input parameters"])
+def test_a_message_of_empty_parts_is_refused_before_they_are_looked_at(client: GrpcClient, name: str) -> None:
+    message = request(["dull"])
+    if name == "parameters":
+        for index in range(65):
+            message.parameters[f"p{index}"].int64_param = 1
+    elif name == "input parameters":
+        for index in range(65):
+            message.inputs[0].parameters[f"p{index}"].int64_param = 1
+    else:
+        getattr(message, name).extend([getattr(message, name).add()] * 100)
+    error = client.refused("ModelInfer", message)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "more than" in (error.details() or "") or "at most" in (error.details() or "")
+
+
 def test_no_more_connections_are_open_than_over_http(store: ModelStore, tiny: ModelId) -> None:
     for client in client_of(store, max_connections=3):
         host, _, port = client.address.partition(":")

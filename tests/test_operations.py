@@ -19,8 +19,10 @@ from tests.tiny import MODEL_FILE, make_tiny_version
 from tests.web import WebClient, running_app
 
 
-def client_of(store: ModelStore, *, keys: Path | None = None, control_dir: Path | None = None) -> Iterator[WebClient]:
-    settings = load_settings(store_dir=store.root, threads=2, store_poll_ms=20, api_keys_file=keys)
+def client_of(
+    store: ModelStore, *, keys: Path | None = None, control_dir: Path | None = None, store_poll_ms: int = 20
+) -> Iterator[WebClient]:
+    settings = load_settings(store_dir=store.root, threads=2, store_poll_ms=store_poll_ms, api_keys_file=keys)
     with running_app(create_app(settings, control_dir)) as client:
         yield client
 
@@ -185,14 +187,16 @@ def test_an_unknown_route_is_refused_in_the_documented_shape(client: WebClient) 
     assert client.post("/v1/models", json={}).json()["error"]["code"] == "method_not_allowed"
 
 
-def test_an_unexpected_error_is_answered_without_its_details(client: WebClient) -> None:
-    # A state that can't be: a route of the table leads to nothing.
-    client.service.registry.table.routes["haunted"] = Route(None, "haunted")  # type: ignore[arg-type]
-    with structlog.testing.capture_logs() as logs:
-        answer = client.post("/v1/classify", json={"model": "haunted", "input": "a"})
+def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store, store_poll_ms=0):
+        # A state that can't be: a route of the table leads to nothing.
+        client.service.registry.table.routes["haunted"] = Route(None, "haunted")  # type: ignore[arg-type]
+        with structlog.testing.capture_logs() as logs:
+            answer = client.post("/v1/classify", json={"model": "haunted", "input": "a"})
+        scraped = client.get("/metrics").text
     assert [entry["event"] for entry in logs] == ["unexpected error", "request"], answer.text
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "NoneType" not in answer.text
     assert "haunted" not in answer.text
-    assert 'successor_refusals_total{reason="internal_error"} 1.0' in client.get("/metrics").text
+    assert 'successor_refusals_total{reason="internal_error"} 1.0' in scraped
     assert answer.headers["x-request-id"]

@@ -633,6 +633,31 @@ def test_a_body_that_speaks_of_an_upgrade_stays_as_it_is(listening: Listening) -
     assert "trailing characters at line 2 column 1" in json.dumps(answer)
 
 
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_it_stays_so_where_the_headers_end_comes_in_two_pieces(listening: Listening, cut: int) -> None:
+    text = b"a\r\nUpgrade: b\r\n\r\n"
+    raw = len(text).to_bytes(4, "little") + text
+    entry = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+    document = json.dumps({"inputs": [entry]}).encode()
+    head = (
+        b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: %d\r\n"
+        b"Content-Length: %d\r\n\r\n" % (len(document), len(document) + len(raw))
+    )
+    seen: list[str] = []
+    submit = listening.client.service.engine.submit
+
+    def see(model: Any, texts: Any, **options: Any) -> Any:  # noqa: ANN401 - passed on
+        seen.extend(item.text for item in texts)
+        return submit(model, texts, **options)
+
+    listening.client.service.engine.submit = see  # type: ignore[method-assign]
+    with listening.connected(head[:-cut]) as peer:
+        listening.sweep_when(begun=True, later_s=0)
+        peer.connection.sendall(head[-cut:] + document + raw)
+        assert peer.answer()[0] == 200
+    assert seen == [text.decode()]
+
+
 @pytest.mark.parametrize("piece", [b"Upgr", b""])
 def test_an_upgrade_that_comes_in_pieces_is_refused_with_the_connection(listening: Listening, piece: bytes) -> None:
     head, _, rest = WHOLE.replace(b"Content-Length:", UPGRADING % b"Upgrade").partition(b"Upgrade: h2c")

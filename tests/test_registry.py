@@ -13,7 +13,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from model_store.errors import IntegrityError
+from model_store.errors import InferenceError, IntegrityError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.errors import InvalidRequestError, ModelNotLoadedError
@@ -300,7 +300,7 @@ def test_what_changed_while_the_server_started_is_seen_by_the_first_look(store: 
         scene = Scene(store)
         await scene.registry.sync()
         make_tiny_version(store, seed=1, aliases=("production",))
-        watching = asyncio.create_task(scene.registry.watch(3_600))
+        watching = asyncio.create_task(scene.registry.watch(0.01))
         while scene.answering()["tiny"] != "tiny@2":  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
         watching.cancel()
@@ -362,6 +362,28 @@ def test_a_version_that_was_measured_and_unloaded_is_gone_from_memory(store: Mod
             task.cancel()
 
     run(scenario)
+
+
+def test_a_version_that_cannot_be_measured_leaves_the_others_their_turn(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        make_tiny_version(store, seed=1, aliases=("canary",))
+        scene = Scene(store)
+        await scene.registry.sync()
+        tried: list[str] = []
+
+        async def measure(model: ServedModel) -> None:
+            tried.append(model.reference)
+            raise InferenceError("it breaks")
+
+        calibrating = asyncio.create_task(scene.registry.calibrate(measure))
+        while len(tried) < 2:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        calibrating.cancel()
+        assert sorted(tried) == ["tiny@1", "tiny@2"]
+
+    with structlog.testing.capture_logs() as logs:
+        run(scenario)
+    assert sorted(entry["model"] for entry in logs if entry["log_level"] == "error") == ["tiny@1", "tiny@2"]
 
 
 def test_every_loaded_version_is_calibrated_once(store: ModelStore, tiny: ModelId) -> None:

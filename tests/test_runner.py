@@ -70,6 +70,11 @@ def test_a_work_folder_is_one_builds_or_shared_by_those_that_agree_to_share(tmp_
         pass
 
 
+def test_what_goes_wrong_while_a_work_folder_is_held_is_not_put_down_to_it(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="elsewhere"), using(tmp_path, alone=True):
+        raise PermissionError("elsewhere")
+
+
 def test_a_piece_of_work_is_claimed_by_one_at_a_time(tmp_path: Path) -> None:
     one, other = (Runner(tmp_path, ConsoleProgress()) for _ in range(2))
     with one.claim("a/b/seed0") as ours, other.claim("a/b/seed0") as theirs, other.claim("a/b/seed1") as another:

@@ -14,6 +14,7 @@ from model_store.builder import study_cli
 from model_store.builder.cells import Bench
 from model_store.builder.errors import StudyError
 from model_store.builder.records import Results
+from model_store.builder.runner import key_of
 from model_store.builder.study import PREDECESSOR, Cell, load_study
 from tests.tiny_studies import study_document
 from tests.tiny_torch import Recorder
@@ -49,6 +50,7 @@ def test_a_study_fills_its_grid_one_unit_or_all_and_a_cell_can_be_doubted(app: t
     assert run(app, study, "--next") == f"3 of 3 finished; the table is {table}\n"
     doubted = run(app, study, "--cell", "words/theseus/seed0")
     assert "inside; 100.0% of the decisions are the same" in doubted
+    assert not list((study.parent / "work").glob("*/steps/*"))  # so that it is computed, each time
     printed = json.loads(run(app, study, "--cell", "words/theseus/seed0", "--json"))
     assert printed["low"] <= printed["value"] == printed["recorded"] <= printed["high"]
 
@@ -66,7 +68,9 @@ def test_a_process_waits_for_what_another_is_at_and_takes_what_it_leaves(
     app: typer.Typer, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load_study(study, ONE_RATE[1::2])
-    other = Bench(whole, Results(study.with_suffix("")), study.parent / "work", Recorder())
+    records = Results(study.with_suffix(""))
+    place = key_of(str(records.folder.resolve()))[:12]
+    other = Bench(whole, records, study.parent / "work" / place, Recorder())
     with ExitStack() as at_work:
         at_work.enter_context(other.using(alone=False))
         assert at_work.enter_context(other.claimed(whole.units())) == Cell("words", PREDECESSOR, 0)

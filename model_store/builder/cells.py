@@ -71,7 +71,7 @@ class Bench:
         """
         for unit in units:
             if self._ready(unit):
-                with self._runner.claim(f"{self._results.folder.absolute()} {unit}") as ours:
+                with self._runner.claim(str(unit)) as ours:
                     if ours and not self._results.path(unit).exists():  # nor has another finished it meanwhile
                         yield unit
                         return
@@ -106,7 +106,13 @@ class Bench:
         self._results.write(self._results.path(unit), record)
         if isinstance(unit, Trial):
             self._refuse_others(unit.task)
-        # None but those of this unit: there may be other tasks, and other processes that are at them.
+        self.forget(unit)
+
+    def forget(self, unit: Cell | Trial) -> None:
+        """Throw away the models of a unit that no missing unit needs.
+
+        None but those of this unit: there may be other tasks, and other processes that are at them.
+        """
         done = {folder for one in self._with_trials(unit) for folder in self._folders(one)}
         for folder in done - self._needed(unit.task):
             shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too
@@ -190,7 +196,7 @@ class Bench:
 
     def _refuse_others(self, task: str) -> None:
         plan = self._plans[task]
-        self._results.check(self._study, task, plan.weights.sha256, plan.data.digest)
+        self._results.check(self._study, task, plan.inputs.pair, (plan.weights.sha256, plan.data.digest))
 
     def _trained(self, plan: Plan, arm: str) -> Chain:
         return plan.run(self._runner, plan.start, steps_to(self._study, plan.recipe, arm))

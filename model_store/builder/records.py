@@ -95,32 +95,29 @@ class Results:
         seed = unit.seed if isinstance(unit, Cell) else study.search_seed
         return study.recipe(unit.task, unit.arm, seed, self.rates(study, unit))
 
-    def check(self, study: Study, task: str, weights_sha256: str | None = None, data_sha256: str | None = None) -> None:
+    def check(self, study: Study, task: str, pair: bool, sha256s: tuple[str, str] | None = None) -> None:  # noqa: FBT001
         """Refuse a task's records if one was made of something else than the study has now: they can't be compared.
 
         Args:
             study: what it has.
             task: its name.
-            weights_sha256: of the weights that are there; None: those that each record names.
-            data_sha256: of the data that is there; None: as for weights.
+            pair: it is of pairs.
+            sha256s: of the weights and the data that are there; None: those that each record names.
 
         Raises:
             StudyError: it names the record, and what is different.
         """
-        pair = (self.read(self.task_path(task)) or {}).get("pair", False)
         for unit in study.units(task):
             record = self.read(self.path(unit)) if self.decided(study, unit) else None
             if record is None:
                 continue
-            there = (
-                weights_sha256 or record.get("weights_sha256", ""),
-                data_sha256 or record.get("data_sha256", ""),
-            )
+            own = (record.get("weights_sha256", ""), record.get("data_sha256", ""))
+            there = sha256s or own
             different = [
                 what
                 for what, same in (
-                    ("weights", record.get("weights_sha256", "") == there[0]),
-                    ("data", record.get("data_sha256", "") == there[1]),
+                    ("weights", own[0] == there[0]),
+                    ("data", own[1] == there[1]),
                     (
                         "steps",
                         record.get("key") == unit_key(study, self.recipe(study, unit), unit.arm, there, pair=pair),

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,15 +100,16 @@ def using(work: Path, *, alone: bool) -> Iterator[None]:
     Raises:
         WorkFolderError: others hold it otherwise, or it can't be written.
     """
-    try:
-        with _locked(work / ".lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH) as free:
-            if not free:
-                raise WorkFolderError(f"another build is using {work}: wait for it, or choose another with --work")
-            yield
-    except OSError as error:
-        raise WorkFolderError(
-            f"the work folder {work} can't be written ({error.strerror}): choose one with --work"
-        ) from error
+    with ExitStack() as held:
+        try:
+            free = held.enter_context(_locked(work / ".lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        except OSError as error:
+            raise WorkFolderError(
+                f"the work folder {work} can't be written ({error.strerror}): choose one with --work"
+            ) from error
+        if not free:
+            raise WorkFolderError(f"another build is using {work}: wait for it, or choose another with --work")
+        yield
 
 
 @contextmanager

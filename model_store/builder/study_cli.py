@@ -14,6 +14,7 @@ from model_store.builder.errors import StudyError
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
 from model_store.builder.records import Results
+from model_store.builder.runner import key_of
 from model_store.builder.study import Study, load_study
 from model_store.builder.study_report import stated_interval, write_study_report
 
@@ -60,7 +61,9 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         raise StudyError(f"{file} has no ending like .yaml: say with --results where its records are")
     records = Results(results or file.with_suffix(""))
     progress = ConsoleProgress()
-    bench = Bench(whole, records, work or cache_folder() / "studies" / whole.name, progress)
+    # A folder for each folder of records: a process throws away models that no record of its own still needs.
+    place = key_of(str(records.folder.resolve()))[:12]
+    bench = Bench(whole, records, (work or cache_folder() / "studies" / whole.name) / place, progress)
     if cell is not None:
         _one_cell(whole, records, bench, cell, as_json=as_json)
         return
@@ -105,6 +108,8 @@ def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_jso
         again = bench.compute(cell)
         if before is None:
             bench.keep(cell, again)
+        else:
+            bench.forget(cell)
     task = records.read(records.task_path(cell.task)) or {}
     metric = next(iter(again["test"]))
     result = {"cell": text, "metric": metric, "value": again["test"][metric], "speedup": again["speedup"]["value"]}

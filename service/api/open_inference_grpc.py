@@ -50,6 +50,7 @@ CODES = {
 # Calls at a time on one connection.
 _MOST_STREAMS = 256
 _LEAST_GRACE_S = 0.5
+_MOST_PARAMETERS = 64
 
 Context = Any  # grpc.aio.ServicerContext; the package has no types
 
@@ -279,6 +280,10 @@ def inference_of(request: Any) -> Inference:  # noqa: ANN401 - a ModelInferReque
         InvalidRequestError: not what the protocol says.
         NotSupportedError: something of the protocol that is not done here.
     """
+    # Before anything is made of them: an empty one is two bytes of a message.
+    for name, most in (("inputs", 2), ("outputs", 3)):
+        if len(getattr(request, name)) > most:
+            raise InvalidRequestError(f"no model has more than {most} {name}", param=name)
     raw: Sequence[bytes] = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequestError(
@@ -311,7 +316,13 @@ def _wanted(output: Any) -> Wanted:  # noqa: ANN401 - an InferRequestedOutputTen
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, object]:
-    """Parameters by their names, without those that have no value."""
+    """Parameters by their names, without those that have no value.
+
+    Raises:
+        InvalidRequestError: there are more than could mean something.
+    """
+    if len(parameters) > _MOST_PARAMETERS:
+        raise InvalidRequestError(f"a request has at most {_MOST_PARAMETERS} parameters", param="parameters")
     chosen = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
     return {name: getattr(parameters[name], choice) for name, choice in chosen.items() if choice is not None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +10,11 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
 
 from service.errors import InvalidRequestError
+
+# pydantic makes Python's objects of what is wrong, once for each form that it might have had.
+_MOST_CONTAINERS = 2**16
+# Up to the end of what is no JSON: nothing is looked at twice.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
 Element = TypeVar("Element")
@@ -37,6 +43,8 @@ def parse_body(model: type[Model], body: bytes, hints: Mapping[str, str]) -> Mod
     Raises:
         InvalidRequestError: not JSON, or not what `model` says; one sentence names the field.
     """
+    if len(body) > _MOST_CONTAINERS and _containers(body) > _MOST_CONTAINERS:
+        raise InvalidRequestError(f"the body has more than {_MOST_CONTAINERS} lists and objects: send fewer texts")
     try:
         parsed: Model = model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
@@ -46,6 +54,15 @@ def parse_body(model: type[Model], body: bytes, hints: Mapping[str, str]) -> Mod
         known = ", ".join(model.model_fields)
         raise InvalidRequestError(f"unknown key {name[:80]!r}: use {known}", param=name[:200])
     return parsed
+
+
+def _containers(body: bytes) -> int:
+    """How many lists and objects a body has, at most."""
+    count = body.count(b"[") + body.count(b"{")
+    if count <= _MOST_CONTAINERS:
+        return count
+    outside = _STRING.sub(b"", body)  # texts may be full of brackets
+    return outside.count(b"[") + outside.count(b"{")
 
 
 def refusal_of(error: ValidationError, model: type[BaseModel], hints: Mapping[str, str]) -> InvalidRequestError:
