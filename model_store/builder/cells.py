@@ -196,7 +196,8 @@ class Bench:
 
     def _refuse_others(self, task: str) -> None:
         plan = self._plans[task]
-        self._results.check(self._study, task, plan.inputs.pair, (plan.weights.sha256, plan.data.digest))
+        digests = plan.weights.sha256, plan.data.digest
+        self._results.check(self._study, task, pair=plan.inputs.pair, sha256s=digests)
 
     def _trained(self, plan: Plan, arm: str) -> Chain:
         return plan.run(self._runner, plan.start, steps_to(self._study, plan.recipe, arm))

@@ -95,7 +95,7 @@ class Results:
         seed = unit.seed if isinstance(unit, Cell) else study.search_seed
         return study.recipe(unit.task, unit.arm, seed, self.rates(study, unit))
 
-    def check(self, study: Study, task: str, pair: bool, sha256s: tuple[str, str] | None = None) -> None:  # noqa: FBT001
+    def check(self, study: Study, task: str, *, pair: bool, sha256s: tuple[str, str] | None = None) -> None:
         """Refuse a task's records if one was made of something else than the study has now: they can't be compared.
 
         Args:
