@@ -97,7 +97,7 @@ def test_a_corrupt_version_is_not_served_the_others_are_and_readiness_says_so(st
 
 
 def test_while_draining_it_is_not_ready_and_answers_close_their_connections(client: WebClient) -> None:
-    client.service.draining = True
+    client.service.begin_to_drain()
     ready = client.get("/health/ready")
     assert (ready.status_code, ready.headers["connection"]) == (503, "close")
     answer = client.post("/v1/classify", json={"model": "tiny", "input": "a"})

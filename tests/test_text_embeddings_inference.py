@@ -161,5 +161,5 @@ def test_without_a_default_model_it_says_which_setting_names_one(tiny_store: Mod
 
 def test_a_server_that_is_going_down_is_not_well(tiny_store: ModelStore) -> None:
     for client in serving(tiny_store, "tiny"):
-        client.service.draining = True
+        client.service.begin_to_drain()
         refused(client.get("/health"), 503, "Unhealthy", "going down")

@@ -77,7 +77,7 @@ class Results:
 
     def rates(self, study: Study, unit: Cell | Trial) -> dict[str, float]:
         """The learning rates that a unit is made with, as far as they are chosen: the predecessor's and its own."""
-        chosen = {arm: self.rate(study, unit.task, arm) for arm in {PREDECESSOR: None, unit.arm: None}}
+        chosen = {arm: self.rate(study, unit.task, arm) for arm in dict.fromkeys((PREDECESSOR, unit.arm))}
         if isinstance(unit, Trial):
             chosen[unit.arm] = unit.rate
         return {arm: rate for arm, rate in chosen.items() if rate is not None}

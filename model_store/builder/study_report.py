@@ -88,7 +88,6 @@ def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]
             "test": {
                 metric.name: _spread([record["test"][metric.name] for record in records.values()]) for metric in metrics
             },
-            "quality": _spread([record["test"][metrics[0].name] for record in records.values()]),
             "interval": triple(_mean_score(metrics[0], targets, records)),
             "dev": _spread([record["dev"] for record in records.values()]),
             "learning_rates": next(iter(records.values()))["learning_rates"],
@@ -236,10 +235,12 @@ def _plot(path: Path, report: dict[str, Any]) -> None:
     tasks = report["tasks"]
     figure, panels = new_figure(max(4.5 * len(tasks), 4.5), 4, max(len(tasks), 1))
     for axes, (name, task) in zip(panels, tasks.items(), strict=False):
-        points = {arm: (entry["speedup"]["mean"], entry["quality"]["mean"]) for arm, entry in task["arms"].items()}
-        for arm, (speed, quality) in points.items():
-            sds = [task["arms"][arm][key]["sd"] or math.nan for key in ("speedup", "quality")]
-            axes.errorbar([speed], [quality], xerr=sds[:1], yerr=sds[1:], fmt="o", capsize=3, label=arm)
+        points = {}
+        for arm, entry in task["arms"].items():
+            speed, quality = entry["speedup"], entry["test"][task["metric"]]
+            points[arm] = speed["mean"], quality["mean"]
+            spreads = {"xerr": [speed["sd"] or math.nan], "yerr": [quality["sd"] or math.nan]}
+            axes.errorbar([speed["mean"]], [quality["mean"]], **spreads, fmt="o", capsize=3, label=arm)
         front = [points[arm] for arm in pareto_front(points)]
         axes.plot([speed for speed, _ in front], [quality for _, quality in front], color="grey", linewidth=1, zorder=0)
         axes.axhline(task["tfidf"][task["metric"]], linestyle=":", color="grey", label="tf-idf")

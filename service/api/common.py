@@ -60,12 +60,15 @@ class Service:
     """Where metrics and administration are, if not where all else is."""
     tracing: Tracing | None = None
     """Makes spans, where OpenTelemetry is configured."""
-    draining: bool = False
-    """Set once, by the shutdown: not ready any more, and every answer closes its connection."""
-    leave_by: float | None = None
-    """With it: until when what is in flight has time, on the monotonic clock."""
+    leave_by: float = math.inf
+    """Until when what is in flight has time, on the monotonic clock; set once, by the shutdown."""
     _prefix: str = field(default_factory=lambda: secrets.token_hex(6))
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @property
+    def draining(self) -> bool:
+        """It is going down: not ready any more, and every answer closes its connection."""
+        return self.leave_by < math.inf
 
     @property
     def obstacle(self) -> str | None:
@@ -80,13 +83,11 @@ class Service:
 
     def begin_to_drain(self) -> None:
         """Go down: what is in flight has `drain_ms`."""
-        self.draining = True
         self.leave_by = time.monotonic() + self.settings.drain_ms / 1e3
 
     def seconds_to_drain(self) -> float:
-        """How much of that is left."""
-        left = self.settings.drain_ms / 1e3 if self.leave_by is None else self.leave_by - time.monotonic()
-        return max(0.0, left)
+        """How much of that is left; all of it where nothing has begun it."""
+        return max(0.0, min(self.settings.drain_ms / 1e3, self.leave_by - time.monotonic()))
 
     async def sync(self) -> None:
         """Serve what the store says now, in every server process.
