@@ -185,11 +185,7 @@ class Keyring:
 
     async def follow(self) -> None:
         """Refresh now and then, until cancelled."""
-
-        async def look() -> None:
-            self.refresh()
-
-        await repeat("read the API keys again", look, POLL_S)
+        await repeat("read the API keys again", self.refresh, POLL_S)
 
     def close(self) -> None:
         """Let go of the buckets' files."""

@@ -34,7 +34,7 @@ from service.api.reference import describe
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
-from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
+from service.errors import ROUTING, InvalidRequestError, Outcome
 from service.loading import Loader
 from service.metrics import Metrics
 from service.registry import Registry
@@ -234,7 +234,7 @@ def document(app: FastAPI, *, keys: bool) -> None:
 async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
     service: Service = request.state.service
-    service.metrics.refusals.labels(outcome_of(error).code).inc()
+    service.metrics.count_refusal(error)
     return _response(explain(error, TABLE.dialect_of(request.url.path)))
 
 

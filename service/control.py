@@ -67,11 +67,7 @@ class Control:
 
     async def follow(self) -> None:
         """Do what other processes were told, until cancelled."""
-
-        async def look() -> None:
-            await self._reach(_read(self._folder / _WANTED))
-
-        await repeat("follow the other processes", look, POLL_S)
+        await repeat("follow the other processes", lambda: self._reach(_read(self._folder / _WANTED)), POLL_S)
 
     async def _reach(self, wanted: int) -> None:
         async with self._applying:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import structlog
 from model_store.encoding import TextItem
 from model_store.errors import SuccessorError
 from model_store.manifest import Side
+from service.background import repeat
 from service.batcher import Answer, Item, Job
 from service.errors import ClientGoneError, DeadlineExceededError, OverloadedError, ShuttingDownError, WorkerLostError
 from service.isolation import Outcome
@@ -27,8 +27,8 @@ from service.workers import Ran, Worker, WorkerPool
 log = structlog.get_logger(__name__)
 
 WATCHDOG_S = 0.05
-# Gauges are set and observations flushed at every tenth look of the watchdog: half a second.
-_LOOKS_A_SAMPLE = 10
+# How often gauges are set and observations flushed.
+SAMPLE_S = 0.5
 # With this many calls that never came back, for each worker, no more workers are started: replace the process.
 _STUCK_FOR_EACH_WORKER = 4
 # A predicted wait counts this many times against a deadline: the prediction is a mean.
@@ -85,7 +85,10 @@ class Engine:
             niceness=worker_niceness,
             clock=clock,
         )
-        self._watchdog = self._loop.create_task(self._watch())
+        self._watchers = asyncio.gather(
+            repeat("give up what is stuck or late", self._watch, WATCHDOG_S),
+            repeat("sample the metrics", self.sample, SAMPLE_S),
+        )
 
     @property
     def idle(self) -> bool:
@@ -186,9 +189,9 @@ class Engine:
     async def close(self) -> None:
         """Refuse everything, fail what is left and end the workers; one that is stuck is left behind."""
         self._closing = True
-        self._watchdog.cancel()
+        self._watchers.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._watchdog
+            await self._watchers
         for job in list(self._jobs):
             self._end(job, ShuttingDownError("the server went down before the answer: send the request to another"))
         await asyncio.to_thread(self._pool.close, _CLOSE_TIMEOUT_S)
@@ -295,24 +298,17 @@ class Engine:
         for item in items:
             self._end(item.job, WorkerLostError("the worker that ran this request was lost: send it again"))
 
-    async def _watch(self) -> None:
+    def _watch(self) -> None:
         """Give up calls that do not come back and jobs whose deadline has passed, and count what was answered.
 
         Workers look at deadlines themselves: a job that this finds a little late is not computed any more.
         """
-        for look in itertools.count():
-            await asyncio.sleep(WATCHDOG_S)
-            now = self.clock()
-            for worker in [one for one in self._pool.live if now - one.called > self._stuck_call_s]:
-                self._give_up(worker)
-            for job in [one for one in self._jobs if one.deadline <= now]:
-                self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
-            self._account()
-            if look % _LOOKS_A_SAMPLE == 0:
-                try:
-                    self.sample()
-                except Exception:
-                    log.exception("metrics were not sampled")  # nor must what watches end by it
+        now = self.clock()
+        for worker in [one for one in self._pool.live if now - one.called > self._stuck_call_s]:
+            self._give_up(worker)
+        for job in [one for one in self._jobs if one.deadline <= now]:
+            self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
+        self._account()
 
     def _give_up(self, worker: Worker) -> None:
         items = self._pool.give_up(worker)

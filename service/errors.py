@@ -195,6 +195,6 @@ ROUTING = {
 }
 
 
-def outcome_of(error: store.SuccessorError) -> Outcome:
-    """The row of the table for an error, which every class has (a test walks them)."""
-    return OUTCOMES.get(type(error), UNEXPECTED)
+def outcome_of(error: BaseException) -> Outcome:
+    """The row of the table for an error, which every class of ours has (a test walks them)."""
+    return OUTCOMES.get(type(error), UNEXPECTED) if isinstance(error, store.SuccessorError) else UNEXPECTED

@@ -14,6 +14,8 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.errors import outcome_of
+
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -137,6 +139,10 @@ class Metrics:
             failures=self.failures.labels(*values),
             last=self.last.labels(*values),
         )
+
+    def count_refusal(self, error: BaseException) -> None:
+        """Count a request that gets this error in place of an answer."""
+        self.refusals.labels(outcome_of(error).code).inc()
 
     def expose(self) -> bytes:
         """The Prometheus text of this process, or of all processes in multiprocess mode."""

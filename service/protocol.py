@@ -19,7 +19,6 @@ from service.errors import (
     InvalidRequestError,
     RequestTimeoutError,
     TooManyConnectionsError,
-    outcome_of,
 )
 
 # How long, and for how many bytes, a connection that was refused is read on; how long one too many may say nothing.
@@ -271,7 +270,7 @@ class Protocol(HttpToolsProtocol):
             _silence(last)  # nothing can be written after the end
         self.flow.resume_reading()
         dialect = TABLE.dialect_of(self.url.partition(b"?")[0].decode("latin-1"))
-        self._service.metrics.refusals.labels(outcome_of(error).code).inc()
+        self._service.metrics.count_refusal(error)
         reply = explain(error, dialect)
         headers = [
             *self.server_state.default_headers,

@@ -201,11 +201,7 @@ class Registry:
 
     async def keep_house(self) -> None:
         """Let go of retired versions as soon as they have answered everything, until cancelled."""
-
-        async def look() -> None:
-            self.release_drained()
-
-        await repeat("release versions", look, _HOUSEKEEPING_S)
+        await repeat("release versions", self.release_drained, _HOUSEKEEPING_S)
 
     def release_drained(self) -> None:
         """Let go of retired versions that have answered everything."""

@@ -8,16 +8,20 @@ import structlog
 from service.background import repeat
 
 
-def test_a_step_that_fails_is_logged_once_and_taken_again() -> None:
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_step_that_fails_is_logged_once_and_taken_again(awaited: bool) -> None:
     taken: list[int] = []
 
-    async def step() -> None:
+    def step() -> None:
         taken.append(len(taken))
         if len(taken) in {1, 2, 4}:
             raise OSError("no files left")
 
+    async def coroutine() -> None:
+        step()
+
     async def scenario() -> None:
-        repeating = asyncio.create_task(repeat("look", step, 0))
+        repeating = asyncio.create_task(repeat("look", coroutine if awaited else step, 0))
         while len(taken) < 5:  # noqa: ASYNC110 - a step has no event
             await asyncio.sleep(0)
         assert not repeating.done()

@@ -38,7 +38,6 @@ from service.errors import (
     ShuttingDownError,
     TextTooLargeError,
     TooManyTextsError,
-    outcome_of,
 )
 from service.registry import Route
 from service.settings import Settings
@@ -236,7 +235,7 @@ class Endpoint:
         except SuccessorError as error:
             # A client that was refused while it sent is gone because the server has answered, and counted, that.
             if not connection.refused:
-                service.metrics.refusals.labels(outcome_of(error).code).inc()
+                service.metrics.count_refusal(error)
             if isinstance(error, ClientGoneError):
                 return
             reply = explain(error, self.dialect)
@@ -245,7 +244,7 @@ class Endpoint:
                 raise
             # The time for what was in flight is over.
             gone = ShuttingDownError("the server went down before the answer: send the request to another")
-            service.metrics.refusals.labels(outcome_of(gone).code).inc()
+            service.metrics.count_refusal(gone)
             reply = explain(gone, self.dialect)
         await send_reply(scope, send, reply)
 

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import SuccessorError
 from service.api.common import Dialect, Reply, Service, explain, send_reply
-from service.errors import UNEXPECTED, UnsupportedEncodingError, outcome_of
+from service.errors import UNEXPECTED, UnsupportedEncodingError
 from service.telemetry import continued
 
 log = structlog.get_logger(__name__)
@@ -68,9 +68,9 @@ class Envelope:
                 await self._app(scope, receive, send_on)
             else:
                 await send_reply(scope, send_on, self._refuse(service, _unsupported(encoding), scope["path"]))
-        except Exception:
+        except Exception as error:
             log.exception("unexpected error", path=scope["path"], request_id=request_id.decode())
-            service.metrics.refusals.labels(UNEXPECTED.code).inc()
+            service.metrics.count_refusal(error)
             if status:
                 raise
             message = "the server failed in a way that it did not expect: its log has the details"
@@ -84,7 +84,7 @@ class Envelope:
             )
 
     def _refuse(self, service: Service, error: SuccessorError, path: str) -> Reply:
-        service.metrics.refusals.labels(outcome_of(error).code).inc()
+        service.metrics.count_refusal(error)
         return explain(error, self._dialect_of(path))
 
 

@@ -181,11 +181,10 @@ class _Servicer:
 
     def _refusal(self, error: Exception) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
         """What a client is told of an error; it is counted, or logged if it was not expected."""
+        self._service.metrics.count_refusal(error)
         if not isinstance(error, SuccessorError):
             log.error("unexpected error", exc_info=error)
-            self._service.metrics.refusals.labels(UNEXPECTED.code).inc()
             return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
-        self._service.metrics.refusals.labels(outcome_of(error).code).inc()
         metadata: tuple[tuple[str, str], ...] = ()
         if isinstance(error, OverloadedError):
             milliseconds = f"{max(1, round(error.retry_after_s * 1e3))}"
