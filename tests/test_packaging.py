@@ -118,6 +118,14 @@ def test_a_shipped_recipe_is_found_and_checked_anywhere(installation: Installati
     assert "theseus" in done.stdout
 
 
+def test_a_shipped_study_is_found_anywhere_and_leaves_its_records_outside_the_installation(
+    installation: Installation,
+) -> None:
+    done = installation.run("successor", "study", "theseus-12-to-6", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith("finished; the records are in artifacts/studies/theseus-12-to-6")
+
+
 def test_a_build_where_torch_is_missing_names_the_extra(installation: Installation) -> None:
     (installation.folder / "sitecustomize.py").write_text(
         "import sys\n"

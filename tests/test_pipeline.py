@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from model_store.builder.documents import apply_override
 from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, RecipeError
 from model_store.builder.operators.quantize import ALL_CANDIDATES
 from model_store.builder.pipeline import Build, build, check_installation, make_plan
-from model_store.builder.recipe import Recipe, apply_override, resolve
+from model_store.builder.recipe import Recipe, resolve
 from model_store.builder.report import REPORT_FILES
 from model_store.builder.runner import Runner
 from model_store.classifier import OnnxClassifier, to_scores

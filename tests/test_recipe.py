@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from model_store.builder.documents import apply_override
 from model_store.builder.errors import RecipeError
-from model_store.builder.recipe import Recipe, apply_override, load_recipe, resolve, shipped_recipes, to_yaml
+from model_store.builder.recipe import RECIPES, Recipe, load_recipe, resolve, to_yaml
 from model_store.builder.sources import FileSource
 from model_store.builder.step import Shape, operator_names
 from model_store.builder.weights import HubWeights, LocalWeights, PackageWeights, SplitWeights
@@ -36,14 +37,14 @@ def recipe(**changes: object) -> Recipe:
     return resolve(document(**changes), Path("/somewhere"))
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", RECIPES.shipped)
 def test_every_shipped_recipe_is_valid_and_its_steps_compose(name: str) -> None:
     shipped = load_recipe(name)
     assert shipped.check_steps(Shape("encoder", 12 if name == "example" else 6)).kind == "onnx"
 
 
 def test_the_shipped_recipes_are_the_demo_and_an_example_to_copy() -> None:
-    assert shipped_recipes() == ["example", "sentiment"]
+    assert RECIPES.shipped == ["example", "sentiment"]
 
 
 def test_what_a_dry_run_prints_is_the_same_recipe(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from model_store.builder import study_cli
 from model_store.builder.cells import Bench
+from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
 from model_store.builder.records import Results
 from model_store.builder.runner import key_of
-from model_store.builder.study import PREDECESSOR, Cell, load_study
+from model_store.builder.study import PREDECESSOR, STUDIES, Cell, load_study
 from tests.tiny_studies import study_document
 from tests.tiny_torch import Recorder
 
@@ -120,6 +121,53 @@ def test_a_cell_that_the_study_does_not_have_is_refused_with_how_they_are_writte
         run(app, study, "--cell", "words/theseus/1")
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(20, "0 min"), (3500, "58 min"), (7320, "2 h 2 min")])
-def test_a_duration_is_in_hours_and_minutes(seconds: float, words: str) -> None:
-    assert study_cli._duration(seconds) == words
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, ""),
+        (20, ", about 0 min of work left"),
+        (3500, ", about 58 min of work left"),
+        (7320, ", about 2 h 2 min of work left"),
+    ],
+)
+def test_what_is_left_is_said_in_hours_and_minutes(seconds: float | None, words: str) -> None:
+    assert study_cli._left(seconds) == words
+
+
+def test_a_dry_run_says_what_is_missing_and_does_nothing(app: typer.Typer, study: Path) -> None:
+    records = study.with_suffix("")
+    said = run(app, study, "--dry-run").splitlines()
+    assert said[0] == f"0 of 3 finished; the records are in {records}"
+    assert said[1:] == [f"missing: words/{arm}/seed0" for arm in ("predecessor", "control", "theseus")]
+    assert not records.exists()
+    assert json.loads(run(app, study, "--dry-run", "--json")) == {
+        "finished": 0,
+        "units": 3,
+        "missing": [line.removeprefix("missing: ") for line in said[1:]],
+        "seconds_left": None,
+    }
+
+
+def test_a_dry_run_refuses_records_of_another_study(app: typer.Typer, study: Path) -> None:
+    results, cell = Results(study.with_suffix("")), Cell("words", PREDECESSOR, 0)
+    results.write(results.task_path("words"), {"pair": False})
+    results.write(results.path(cell), {"key": "another"})
+    with pytest.raises(StudyError, match="was made of other steps than the study has now"):
+        run(app, study, "--dry-run")
+
+
+@pytest.mark.parametrize("name", STUDIES.shipped)
+def test_a_study_that_ships_has_a_name_and_its_records_belong_to_it(
+    app: typer.Typer, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [name, "--dry-run", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["finished"] > 0
+
+
+def test_records_of_an_installed_study_go_into_the_working_folder(tmp_path: Path) -> None:
+    file = tmp_path / "known.yaml"
+    assert study_cli._records_folder(Document({}, file, ships=True)) == Path("artifacts/studies/known")
+    assert study_cli._records_folder(Document({}, file, ships=False)) == tmp_path / "known"
+    (tmp_path / "known").mkdir()
+    assert study_cli._records_folder(Document({}, file, ships=True)) == tmp_path / "known"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from model_store.builder.documents import DocumentKind, checked
 from model_store.builder.errors import RecipeError
 from model_store.builder.knobs import Knobs
 from model_store.builder.sources import SPLITS, DataSource, FileSource
@@ -29,6 +29,7 @@ else:  # the union of every operator's parameters, told apart by the operator's 
     ]
 
 
+RECIPES = DocumentKind("recipe", "recipes")
 Located = TypeVar("Located", bound=Knobs)
 
 
@@ -112,18 +113,8 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: it isn't there, is not YAML, or has a key or value that is not allowed.
     """
-    content, folder = _find(reference)
-    try:
-        document = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError) as error:  # the latter: a date that can't be
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{reference} is not YAML{where}: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(document, dict):
-        raise RecipeError(f"{reference} is not a recipe: a mapping with {', '.join(Recipe.model_fields)} is wanted")
-    for override in overrides:
-        apply_override(document, override)
-    return resolve(document, folder)
+    document = RECIPES.read(reference, Recipe.model_fields, overrides)
+    return resolve(document.content, document.folder)
 
 
 def resolve(document: dict[str, Any], folder: Path) -> Recipe:
@@ -132,10 +123,7 @@ def resolve(document: dict[str, Any], folder: Path) -> Recipe:
     Raises:
         RecipeError: a key or value is not allowed.
     """
-    try:
-        recipe = Recipe.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError(first_problem(error, document)) from error
+    recipe = checked(Recipe, document)
     places = {"data": located(recipe.data, folder), "predecessor": located(recipe.predecessor, folder)}
     return recipe.model_copy(update=places)
 
@@ -146,81 +134,6 @@ def located(part: Located, folder: Path) -> Located:
     return part.model_copy(update={key: (folder / getattr(part, key)).absolute() for key in keys})
 
 
-def apply_override(document: dict[str, Any], override: str) -> None:
-    """Set one key of a document, given as `a.b=c`; c is YAML, and an index of a list is a number: `steps.0.epochs=3`.
-
-    Raises:
-        RecipeError: it is not of that form, or the place isn't in the document.
-    """
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(f"--set {override!r} is not of the form a.b=c")
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
-    place: Any = document
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
-                raise RecipeError(
-                    f"--set {override!r}: {'.'.join(parts[:depth])} has the positions 0 to {len(place) - 1}"
-                )
-            if last:
-                place[int(part)] = parsed
-            else:
-                place = place[int(part)]
-        elif isinstance(place, dict):
-            if last:
-                place[part] = parsed
-            else:
-                place = place.setdefault(part, {})
-        else:
-            raise RecipeError(f"--set {override!r}: {'.'.join(parts[:depth])} holds a value, not keys")
-
-
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as YAML that `load_recipe` reads."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def shipped_recipes() -> list[str]:
-    """The names of the recipes that come with the project."""
-    folder = importlib.resources.files("model_store") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def _find(reference: str) -> tuple[str, Path]:
-    path = Path(reference)
-    try:
-        if reference in shipped_recipes():
-            shipped = importlib.resources.files("model_store") / "recipes" / f"{reference}.yaml"
-            return shipped.read_text(encoding="utf-8"), Path.cwd()
-        return path.read_text(encoding="utf-8"), path.absolute().parent
-    except OSError as error:
-        raise RecipeError(
-            f"recipe {reference!r} can't be read ({error.strerror}): give a file's path,"
-            f" or one of {', '.join(shipped_recipes())}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {reference!r} is not UTF-8 text") from error
-
-
-def first_problem(error: ValidationError, document: dict[str, Any]) -> str:
-    """The first thing that is wrong with a document, in one line that names the key."""
-    problem = error.errors(include_url=False)[0]
-    path: list[str] = []
-    place: Any = document
-    for part in problem["loc"]:
-        inside = (isinstance(place, dict) and part in place) or (isinstance(place, list) and isinstance(part, int))
-        if inside:
-            place = place[part]
-        elif problem["type"] != "missing" or part != problem["loc"][-1]:
-            continue  # the tag that chose among several types: it is no key of the document
-        path.append(str(part))
-    if problem["type"] == "unknown_key" and not isinstance(place, dict):
-        path.pop()  # a key that chose among several types is the tag too
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)}: {message[0].lower()}{message[1:]}" if path else message

@@ -131,6 +131,17 @@ class Results:
                     " or name another folder with --results"
                 )
 
+    def task(self, study: Study, name: str) -> Record | None:
+        """A task's record, None where it isn't there; all records of the task are checked.
+
+        Raises:
+            StudyError: one is of another study, or none.
+        """
+        task = self.read(self.task_path(name))
+        if task is not None:
+            self.check(study, name, pair=task["pair"])
+        return task
+
     def missing(self, study: Study, task: str | None = None) -> list[Cell | Trial]:
         """What has no record yet, of `task` or of all, in the order of work."""
         return [unit for unit in study.units(task) if not self.path(unit).exists()]

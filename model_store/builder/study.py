@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
+from model_store.builder.documents import Document, DocumentKind, checked
 from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.knobs import Knobs
-from model_store.builder.recipe import Recipe, apply_override, first_problem, located, resolve
+from model_store.builder.recipe import Recipe, located, resolve
 from model_store.builder.sources import DataSource
 from model_store.builder.step import Precision, StepParameters, TrainingParameters, operator_module, operator_names
 from model_store.builder.weights import Weights
 from model_store.manifest import Name, Side
 
 PREDECESSOR = "predecessor"
+STUDIES = DocumentKind("study", "recipes/studies")
 Steps = tuple[dict[str, Any], ...]
 
 
@@ -192,27 +193,25 @@ class Trial:
         return f"{self.task}/{self.arm}/rate{self.rate:g}"
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study's file, with `a.b=c` overrides applied; relative paths in it are taken from its folder.
+def load_study(reference: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a shipped study by its name, or a file by its path, with `a.b=c` overrides applied.
+
+    Relative paths in it are taken from the file's folder (from the working folder, for a shipped study).
 
     Raises:
         RecipeError: it isn't there, is not YAML, or has a key or value that is not allowed.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"study {path} can't be read ({error.strerror}): give the path of a study's file") from error
-    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that can't be
-        raise RecipeError(f"study {path} can't be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path} is not a study: a mapping with {', '.join(Study.model_fields)} is wanted")
-    for override in overrides:
-        apply_override(document, override)
-    try:
-        study = Study.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError(first_problem(error, document)) from error
-    study = study.model_copy(update=_located(study, path.absolute().parent))
+    return study_of(STUDIES.read(str(reference), Study.model_fields, overrides))
+
+
+def study_of(document: Document) -> Study:
+    """The study of a document, with its relative paths taken from the document's folder.
+
+    Raises:
+        RecipeError: a key or value is not allowed.
+    """
+    study = checked(Study, document.content)
+    study = study.model_copy(update=_located(study, document.folder))
     for task in study.tasks:
         for arm in study.arms_of(task)[1:]:
             _check_arm(study, task, arm)

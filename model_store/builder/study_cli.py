@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from model_store.builder.cells import Bench
+from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
 from model_store.builder.records import Results
 from model_store.builder.runner import key_of
-from model_store.builder.study import Study, load_study
+from model_store.builder.study import STUDIES, Study, study_of
 from model_store.builder.study_report import stated_interval, write_study_report
 
 # How often a process that has nothing to do looks whether there is something.
@@ -23,7 +24,9 @@ _WAIT_S = 2.0
 
 
 def study(  # noqa: PLR0913 - each argument is one of the command's options
-    file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's YAML file.")],
+    study: Annotated[
+        str, typer.Argument(help="A study's file, or the name of one that ships: theseus-6-to-3, theseus-12-to-6.")
+    ],
     *,
     cell: Annotated[
         str | None,
@@ -43,23 +46,32 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key: --set data_folder=/my/data")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="The records' folder; by default beside the study's file.")
+        Path | None,
+        typer.Option(
+            help="The records' folder; by default beside the study's file, or of one that ships and has none there"
+            " artifacts/studies/NAME."
+        ),
     ] = None,
     work: Annotated[Path | None, typer.Option(help="Where models are kept meanwhile; by default in the cache.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the study and its records, say what is left, do nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare ways to make a successor over tasks and seeds; goes on from the records that are there.
 
     Start it once for each core: processes of one study share the work, whatever each does or loses.
 
-    Example: successor study my-study.yaml --cell sst2/theseus/seed1
+    Example: successor study theseus-6-to-3 --set data_folder=tasks --cell sst2/theseus/seed1
     """
-    whole = load_study(file, changes or ())
+    document = STUDIES.read(study, Study.model_fields, changes or ())
+    whole = study_of(document)
     if task is not None and task not in whole.tasks:
         raise StudyError(f"--task: no task {task!r}: there are {', '.join(whole.tasks)}")
-    if results is None and file.with_suffix("") == file:
-        raise StudyError(f"{file} has no ending like .yaml: say with --results where its records are")
-    records = Results(results or file.with_suffix(""))
+    records = Results(results or _records_folder(document))
+    if dry_run:
+        _say_what_is_left(whole, records, task, as_json=as_json)
+        return
     progress = ConsoleProgress()
     # A folder for each folder of records: a process throws away models that no record of its own still needs.
     place = key_of(str(records.folder.resolve()))[:12]
@@ -74,6 +86,30 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         typer.echo(json.dumps(report))
     else:
         typer.echo(f"{report['finished']} of {report['units']} finished; the table is {records.folder / 'table.md'}")
+
+
+def _records_folder(document: Document) -> Path:
+    """Where a study's records are: beside its file, but nothing is written beside an installed one."""
+    beside = document.file.with_suffix("")
+    if beside == document.file:
+        raise StudyError(f"{document.file} has no ending like .yaml: say with --results where its records are")
+    return Path("artifacts", "studies", beside.name) if document.ships and not beside.is_dir() else beside
+
+
+def _say_what_is_left(study: Study, records: Results, task: str | None, *, as_json: bool) -> None:
+    for one in study.tasks:
+        records.task(study, one)
+    units, missing = study.units(task), [str(unit) for unit in records.missing(study, task)]
+    left = records.seconds_left(study, task)
+    if as_json:
+        status = {"finished": len(units) - len(missing), "units": len(units), "missing": missing, "seconds_left": left}
+        typer.echo(json.dumps(status))
+        return
+    typer.echo(
+        f"{len(units) - len(missing)} of {len(units)} finished{_left(left)}; the records are in {records.folder}"
+    )
+    for unit in missing:
+        typer.echo(f"missing: {unit}")
 
 
 def _fill(  # noqa: PLR0913 - the command's parts
@@ -92,8 +128,7 @@ def _fill(  # noqa: PLR0913 - the command's parts
                     waiting = False
                     left = records.seconds_left(study, task)
                     total = len(study.units(task))
-                    time_left = "" if left is None else f", about {_duration(left)} of work left"
-                    progress.note(f"{study.name}: {total - len(missing)} of {total} done{time_left}; next is {unit}")
+                    progress.note(f"{study.name}: {total - len(missing)} of {total} done{_left(left)}; next is {unit}")
                     bench.keep(unit, bench.compute(unit))
                     if next_only:
                         return
@@ -132,6 +167,8 @@ def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_jso
         )
 
 
-def _duration(seconds: float) -> str:
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest} min" if hours else f"{rest} min"
+    return f", about {f'{hours} h {rest} min' if hours else f'{rest} min'} of work left"

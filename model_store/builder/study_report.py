@@ -46,9 +46,7 @@ def study_report(study: Study, results: Results) -> dict[str, Any]:
     """
     tasks: dict[str, Any] = {}
     for name in study.tasks:
-        task = results.read(results.task_path(name))
-        if task is not None:
-            results.check(study, name, pair=task["pair"])
+        task = results.task(study, name)
         cells: dict[str, dict[int, Record]] = {}
         for cell in study.cells():
             record = results.read(results.path(cell)) if cell.task == name else None
