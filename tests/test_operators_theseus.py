@@ -46,8 +46,11 @@ def test_without_phase_one_the_successor_trains_alone_from_the_first_step() -> N
 
 def test_a_schedule_that_is_longer_than_training_is_refused() -> None:
     parameters(rate_per_step=0.08).check_rows(320)
-    with pytest.raises(RecipeError, match="only after step 70 of 10"):
+    with pytest.raises(RecipeError, match=r"only after 70\.0 of 10 steps, .*: raise rate_per_step, or use"):
         parameters(rate_per_step=0.01).check_rows(320)
+    parameters(replacing_share=0.9).check_rows(320)
+    with pytest.raises(RecipeError, match=r"only after 9\.5 of 10 steps, .*: lower replacing_share, or train for"):
+        parameters(replacing_share=0.95).check_rows(320)
 
 
 def test_gates_are_drawn_for_each_module_alone() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model_store.builder.documents import apply_override
-from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, RecipeError
+from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, LaunchError, RecipeError
 from model_store.builder.operators.quantize import ALL_CANDIDATES
 from model_store.builder.pipeline import Build, build, check_installation, make_plan
 from model_store.builder.recipe import Recipe, resolve
@@ -188,3 +188,11 @@ def test_missing_packages_are_refused_with_the_remedy(monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "optimum", None)
     with pytest.raises(BuildExtraError, match=r"a build needs optimum: .*pip install '\.\[build\]'"):
         check_installation()
+
+
+def test_a_build_refuses_to_be_one_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match="this is one of 2 processes: start one"):
+        check_installation()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_installation()

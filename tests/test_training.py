@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -24,9 +25,10 @@ from model_store.builder.operators import distill, drop_layers, fine_tune, these
 from model_store.builder.pipeline import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.step import Figures, StepContext, TrainingParameters, operator_module
-from model_store.builder.training import LOGS, Method, _arguments, last_checkpoint, train
+from model_store.builder.training import LOGS, Method, _arguments, _StepTrainer, last_checkpoint, train
 from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE, Problem
+from tests import on_one_of_two_devices
 from tests.tiny_torch import Killed, Recorder, make_tiny_encoder, tiny_document
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +97,64 @@ def test_a_killed_training_goes_on_inside_the_step_and_ends_with_the_same_weight
     resumed, again = run(parameters, "resumed")
     assert same(weights(whole), weights(resumed))
     assert figures["dev"] == again["dev"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_steps", [5, 12])
+@pytest.mark.parametrize("moment", ["step 12", "step 13", "step 24", "evaluation 1", "evaluation 2"])
+def test_a_training_killed_around_the_end_of_an_epoch_loses_no_evaluation_and_keeps_the_same_best_epoch(
+    run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint_steps: int, moment: str
+) -> None:
+    changes = {"best_on_dev": True, "patience": 2, "checkpoint_steps": checkpoint_steps}
+    parameters = THESEUS.model_copy(update=changes)
+    whole, figures = run(parameters, "whole")
+    kind, number = moment.split()
+    with monkeypatch.context() as patches:
+        if kind == "evaluation":
+            patches.setattr(_StepTrainer, "_score", killed_at_call(_StepTrainer._score, int(number)))
+        with pytest.raises(Killed):
+            run(parameters, "resumed", kill=("theseus", int(number)) if kind == "step" else None)
+    resumed, again = run(parameters, "resumed")
+    assert same(weights(whole), weights(resumed))
+    assert figures["dev"] == again["dev"]
+    assert len(again["dev"]) == 2
+
+
+def killed_at_call(function: Callable[..., object], number: int) -> Callable[..., object]:
+    """The function, until its call of this number, counted from 1."""
+    calls = itertools.count(1)
+
+    def counted(*arguments: object) -> object:
+        if next(calls) == number:
+            raise Killed
+        return function(*arguments)
+
+    return counted
+
+
+@pytest.mark.slow
+def test_a_training_that_lost_patience_and_was_killed_then_does_not_go_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = TUNE.model_copy(update={"best_on_dev": True, "patience": 1, "epochs": 5, "learning_rate": 1e-9})
+    whole, figures = run(parameters, "whole")
+    assert len(figures["dev"]) == 2
+    with monkeypatch.context() as patches:
+        patches.setattr(_StepTrainer, "load_best", killed_at_call(_StepTrainer.load_best, 1))
+        with pytest.raises(Killed):
+            run(parameters, "resumed")
+    resumed, again = run(parameters, "resumed")
+    assert same(weights(whole), weights(resumed))
+    assert figures["dev"] == again["dev"]
+
+
+@pytest.mark.slow
+def test_patience_of_theseus_begins_with_phase_2(run: Run) -> None:
+    parameters = THESEUS.model_copy(update={"best_on_dev": True, "patience": 1, "epochs": 10, "learning_rate": 1e-9})
+    _, figures = run(parameters)
+    # Phase 1 is the first six of the epochs, which are all alike; the first in phase 2 that is no better ends it.
+    assert len(figures["dev"]) == 7
+    assert [entry["replacing_rate"] for entry in figures["history"] if "replacing_rate" in entry][-1] == 1.0
 
 
 @pytest.mark.slow
@@ -253,11 +313,16 @@ def test_the_same_budget_and_order_make_the_arms_comparable_a_distillation_witho
 
 
 @pytest.mark.slow
-def test_two_devices_share_each_batch_draw_the_same_gates_and_end_with_the_same_weights(tmp_path: Path) -> None:
+def test_two_devices_share_each_batch_draw_the_same_gates_and_end_where_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = tiny_document(tmp_path)
     document["steps"][1] |= {"max_gradient_norm": 1e9}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     classifier = make_tiny_encoder(tmp_path / "classifier", labels=("negative", "positive"))
+    config = json.loads((classifier / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # of which each device has its own
+    (classifier / "config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "tests.on_one_of_two_devices", str(tmp_path), str(classifier)]
     # What `accelerate launch --cpu` sets: without it a machine without a GPU has one device.
@@ -266,7 +331,11 @@ def test_two_devices_share_each_batch_draw_the_same_gates_and_end_with_the_same_
     assert done.returncode == 0, done.stderr
     first, second = (weights(tmp_path / f"output-{rank}") for rank in (0, 1))
     assert same(first, second)
-    assert not same(first, weights(classifier))
+    monkeypatch.setenv("RANK", "alone")
+    on_one_of_two_devices.main(tmp_path, classifier)
+    alone, before = weights(tmp_path / "output-alone"), weights(classifier)
+    assert max(float((alone[name] - before[name]).abs().max()) for name in alone) > 1e-3
+    assert all(torch.allclose(alone[name], first[name], atol=1e-5) for name in alone)
     state = json.loads((last_checkpoint(tmp_path / "scratch-0") or tmp_path).joinpath("trainer_state.json").read_text())
     assert state["max_steps"] == STEPS
 
@@ -296,6 +365,23 @@ def test_a_loss_that_is_not_a_number_stops_the_training(world: tuple[Path, Path,
 
     with pytest.raises(TrainingError, match="the loss is nan at step 10: lower the step's learning_rate"):
         direct(Lost(), world, tmp_path / "lost")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_lost_in_the_last_steps_is_noticed(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    class LostAtLast(Method):
+        step = 0
+
+        def before_step(self, step: int, total: int) -> None:
+            self.step = step
+
+        def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
+            return super().loss(outputs, batch, problem) * (float("nan") if self.step == STEPS - 1 else 1)
+
+    with pytest.raises(TrainingError, match="the loss is nan at step 24"):
+        direct(LostAtLast(), world, tmp_path / "lost")
 
 
 @pytest.mark.slow

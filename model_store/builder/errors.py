@@ -15,6 +15,10 @@ class BuildExtraError(BuildError):
     """The packages of the extra `build` are not installed."""
 
 
+class LaunchError(BuildError):
+    """It was started as one of several processes, and builds are one."""
+
+
 class DataError(BuildError):
     """The data is not there, or not what the recipe says it is."""
 

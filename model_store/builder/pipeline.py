@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_store.builder.data import TaskData, load_data
-from model_store.builder.errors import BuildExtraError, RecipeError
+from model_store.builder.errors import BuildExtraError, LaunchError, RecipeError
 from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
@@ -193,8 +194,14 @@ def check_installation() -> None:
 
     Raises:
         BuildExtraError: packages of the extra are missing.
-        RuntimeInstallationError: ONNX Runtime is.
+        LaunchError: it was started as one of several processes.
+        RuntimeInstallationError: ONNX Runtime is missing.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise LaunchError(
+            f"this is one of {os.environ['WORLD_SIZE']} processes: start one, without accelerate launch or torchrun;"
+            " it uses every GPU that CUDA_VISIBLE_DEVICES shows it"
+        )
     missing = [name for name in EXTRA_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise BuildExtraError(f"a build needs {', '.join(missing)}: {remedy('build')}")

@@ -62,6 +62,10 @@ class Method:
     def before_step(self, step: int, total: int) -> None:
         """Called before optimiser step `step`, 0-based, of `total`."""
 
+    def patient_from(self, total: int) -> float:  # noqa: ARG002
+        """The step, of `total`, from which on an epoch that is no better than one before counts against patience."""
+        return 0
+
     def forward(self, student: torch.nn.Module, inputs: Batch) -> SequenceClassifierOutput:
         """The student's outputs for a batch without its labels, while training."""
         outputs: SequenceClassifierOutput = student(**inputs)
@@ -109,7 +113,8 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
         with warnings.catch_warnings():
             # Two checkpoints within a second: the trainer then orders them by their numbers, which is right.
             warnings.filterwarnings("ignore", message="mtime may not be reliable")
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            mean_loss = trainer.train(resume_from_checkpoint=None if last is None else str(last)).training_loss
+    _check_loss(mean_loss, total)
     if parameters.best_on_dev:
         trainer.load_best()
     kept = method.finish(student).eval()
@@ -196,10 +201,7 @@ class _StepTrainer(Trainer):
         """Add the method's figures to what is logged, and stop where the loss is lost."""
         loss = logs.get("loss")
         if loss is not None:
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {self.state.global_step}: lower the step's learning_rate"
-                )
+            _check_loss(loss, self.state.global_step)
             logs |= self._method.figures()
         super().log(logs, start_time)
 
@@ -233,11 +235,22 @@ class _Hooks(TrainerCallback):
         self,
         args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401, ARG002
     ) -> None:
+        if state.global_step % (state.max_steps // state.num_train_epochs) == 0:
+            control.should_save = False  # but after the epoch's evaluation: what goes on from here must have it
         scores = _dev_scores(state)
         self._meter.advance(state.global_step, f"dev {scores[-1]:.3f}" if scores else "")
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401, ARG002
+    ) -> None:
+        control.should_save = True
 
     def on_evaluate(
         self,
@@ -255,12 +268,24 @@ class _Hooks(TrainerCallback):
             aside = self._best.with_suffix(".partial")
             save_model(kwargs["model"], str(aside))
             aside.replace(self._best)
-        if self._patience is not None and len(scores) - scores.index(max(scores)) > self._patience:
+        start = self._method.patient_from(state.max_steps)
+        counted = sum(entry["step"] > start for entry in _evaluations(state))
+        if self._patience is not None and min(len(scores) - scores.index(max(scores)) - 1, counted) >= self._patience:
             control.should_training_stop = True
+            control.should_save = False  # going on from a checkpoint would be going on
+
+
+def _evaluations(state: TrainerState) -> list[dict[str, float]]:
+    return [entry for entry in state.log_history if "eval_metric" in entry]
 
 
 def _dev_scores(state: TrainerState) -> list[float]:
-    return [entry["eval_metric"] for entry in state.log_history if "eval_metric" in entry]
+    return [entry["eval_metric"] for entry in _evaluations(state)]
+
+
+def _check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {step}: lower the step's learning_rate")
 
 
 def _arguments(parameters: TrainingParameters, context: StepContext) -> TrainingArguments:

@@ -46,7 +46,7 @@ class Parameters(TrainingParameters):
         default="first",
         description="successor layers start as the predecessor's first n, or each as the first that it replaces",
     )
-    base_rate: float = Field(default=0.3, gt=0, le=1, description="b")
+    base_rate: float = Field(default=0.3, ge=0.01, le=1, description="b")
     replacing_share: float | None = Field(
         default=None, ge=0, le=0.95, description="share of the steps in phase 1; 0.6 unless rate_per_step is given"
     )
@@ -92,10 +92,15 @@ class Parameters(TrainingParameters):
     def check_rows(self, train_rows: int) -> None:
         """Refuse a schedule that is longer than training: phase 2 would never begin."""
         total = self.total_steps(train_rows)
-        if self.phase_two(total) >= total:
+        if self.phase_two(total) > total - 1:
+            remedy = (
+                "lower replacing_share, or train for more epochs"
+                if self.rate_per_step is None
+                else "raise rate_per_step, or use replacing_share"
+            )
             raise RecipeError(
-                f"rate_per_step: p reaches 1 only after step {self.phase_two(total):.0f} of {total}, so the successor"
-                " would never train alone: raise it, or use replacing_share"
+                f"p reaches 1 only after {self.phase_two(total):.1f} of {total} steps, so the successor would never"
+                f" train alone: {remedy}"
             )
 
     def copied_layers(self, count: int) -> tuple[int, ...]:
@@ -163,6 +168,9 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
             self.rate = parameters.rate(step, total)
             self.routed.gates = draw_gates(self.rate, len(self.routed.successor), context.seed, step)
             self.opened.append(self.routed.gates)
+
+        def patient_from(self, total: int) -> float:
+            return parameters.phase_two(total)
 
         def figures(self) -> dict[str, float]:
             shares = np.mean(self.opened, axis=0)
