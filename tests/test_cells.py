@@ -13,10 +13,10 @@ import yaml
 
 from model_store.builder.cells import Bench
 from model_store.builder.errors import RecipeError, StudyError
-from model_store.builder.records import Results
+from model_store.builder.records import CellRecord, Record, Results, TaskRecord, TrialRecord
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
 from model_store.builder.study_report import study_report
-from tests.tiny_studies import study_document
+from tests.tiny_studies import cell_record, study_document, trial_record
 from tests.tiny_torch import Killed, Recorder
 
 pytestmark = pytest.mark.slow
@@ -45,31 +45,28 @@ def finished(folder: Path, study: Study) -> Results:
     return results
 
 
-def record_of(results: Results, unit: Cell | Trial) -> dict[str, Any]:
-    record = results.read(results.path(unit))
+def cell_of(results: Results, cell: Cell) -> CellRecord:
+    record = results.read(results.path(cell), CellRecord)
     assert record is not None
     return record
 
 
-WITHOUT_TIME = ("p50_ms", "speedup", "seconds", "steps")
-
-
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in WITHOUT_TIME}
+def timeless(record: Record) -> dict[str, Any]:
+    return record.model_dump(exclude={"p50_ms", "speedup", "seconds", "steps"})
 
 
 def test_every_cell_leaves_one_small_record_with_a_decision_for_every_test_row(study: Study, finished: Results) -> None:
     for cell in study.cells():
-        record = record_of(finished, cell)
+        record = cell_of(finished, cell)
         assert finished.path(cell).stat().st_size < 4000
-        assert len(record["predictions"]) == 60
-        assert record["unit"] == str(cell)
-        assert set(record["test"]) == {"accuracy", "f1"}
-        assert record["parity"] <= 1e-5
-        assert record["machine"]
-    predecessor, theseus = (record_of(finished, Cell("words", arm, 0)) for arm in (PREDECESSOR, "theseus"))
-    assert theseus["bytes"] < predecessor["bytes"] == theseus["predecessor_bytes"]
-    assert theseus["predictions"] != predecessor["predictions"]
+        assert len(record.predictions) == 60
+        assert record.unit == str(cell)
+        assert set(record.test) == {"accuracy", "f1"}
+        assert record.parity <= 1e-5
+        assert record.machine
+    predecessor, theseus = (cell_of(finished, Cell("words", arm, 0)) for arm in (PREDECESSOR, "theseus"))
+    assert theseus.bytes < predecessor.bytes == theseus.predecessor_bytes
+    assert theseus.predictions != predecessor.predictions
 
 
 def test_every_arm_gets_the_same_search_on_dev_with_the_first_seed(study: Study, finished: Results) -> None:
@@ -79,18 +76,20 @@ def test_every_arm_gets_the_same_search_on_dev_with_the_first_seed(study: Study,
         best = max(scores, key=lambda rate: (scores[rate], -rate))
         assert finished.rate(study, "words", arm) == best
         for seed in study.seeds:
-            assert record_of(finished, Cell("words", arm, seed))["learning_rates"][arm] == best
-        first = record_of(finished, Cell("words", arm, study.search_seed))
-        assert first["steps"][-2]["dev"] == record_of(finished, Trial("words", arm, best))["dev_history"]
+            assert cell_of(finished, Cell("words", arm, seed)).learning_rates[arm] == best
+        first = cell_of(finished, Cell("words", arm, study.search_seed))
+        trial = finished.read(finished.path(Trial("words", arm, best)), TrialRecord)
+        assert trial is not None
+        assert first.steps[-2].dev == trial.dev_history
 
 
 def test_what_a_task_has_in_common_is_kept_once_with_the_overlap_counted_and_the_baseline(finished: Results) -> None:
-    task = finished.read(finished.task_path("words"))
+    task = finished.read(finished.task_path("words"), TaskRecord)
     assert task is not None
-    assert {name: split["rows"] for name, split in task["splits"].items()} == {"train": 96, "dev": 40, "test": 60}
-    assert all(split["dropped_overlap"] == 0 for split in task["splits"].values())
-    assert set(task["tfidf"]) == {"accuracy", "f1"}
-    assert len(task["targets"]) == len(task["tfidf_predictions"]) == 60
+    assert {name: split.rows for name, split in task.splits.items()} == {"train": 96, "dev": 40, "test": 60}
+    assert all(split.dropped_overlap == 0 for split in task.splits.values())
+    assert set(task.tfidf) == {"accuracy", "f1"}
+    assert len(task.targets) == len(task.tfidf_predictions) == 60
 
 
 def test_no_record_says_where_the_files_lie(folder: Path, finished: Results) -> None:
@@ -104,7 +103,7 @@ def test_a_fresh_clone_computes_a_single_cell_again_with_the_same_decisions(
     copy = Results(tmp_path / "records")
     shutil.copytree(finished.folder, copy.folder)
     again = Bench(study, copy, tmp_path / "work", Recorder()).compute(THESEUS)
-    assert timeless(again) == timeless(record_of(finished, THESEUS))
+    assert timeless(again) == timeless(cell_of(finished, THESEUS))
 
 
 def test_without_any_record_a_single_cell_is_computed_with_the_trials_that_it_rests_on(
@@ -112,7 +111,7 @@ def test_without_any_record_a_single_cell_is_computed_with_the_trials_that_it_re
 ) -> None:
     results = Results(tmp_path / "records")
     again = Bench(study, results, tmp_path / "work", Recorder()).compute(THESEUS)
-    assert timeless(again) == timeless(record_of(finished, THESEUS))
+    assert timeless(again) == timeless(cell_of(finished, THESEUS))
     trials = {str(unit) for unit in study.units() if isinstance(unit, Trial) and results.path(unit).exists()}
     assert trials == {f"words/{arm}/rate{rate}" for arm in (PREDECESSOR, "theseus") for rate in ("0.003", "0.01")}
 
@@ -125,7 +124,7 @@ def test_a_killed_study_goes_on_inside_the_cell(study: Study, finished: Results,
     progress = Recorder()
     again = Bench(study, copy, tmp_path / "work", progress).compute(THESEUS)
     assert "fine_tune: already done" in progress.notes
-    assert timeless(again) == timeless(record_of(finished, THESEUS))
+    assert timeless(again) == timeless(cell_of(finished, THESEUS))
 
 
 def test_models_are_thrown_away_when_no_missing_unit_needs_them(folder: Path, finished: Results) -> None:
@@ -188,6 +187,19 @@ def test_records_of_other_weights_or_data_are_refused_where_both_are_there(
     path.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(StudyError, match=rf"seed0\.json was made of other {part} than"):
         Bench(study, copy, tmp_path / "work", Recorder()).check(["words"])
+
+
+def test_a_tasks_record_of_other_data_is_refused(study: Study, finished: Results, tmp_path: Path) -> None:
+    copy = Results(tmp_path / "records")
+    shutil.copytree(finished.folder, copy.folder)
+    task = copy.read(copy.task_path("words"), TaskRecord)
+    assert task is not None
+    other = task.splits | {"test": task.splits["test"].model_copy(update={"sha256": "0" * 64})}
+    copy.write(copy.task_path("words"), task.model_copy(update={"splits": other}))
+    with pytest.raises(StudyError, match=r"words\.json was made of other data than"):
+        Bench(study, copy, tmp_path / "work", Recorder()).check(["words"])
+    with pytest.raises(StudyError, match=r"\.json was made of other data than"):
+        study_report(study, copy)
 
 
 def test_what_another_number_of_threads_has_made_is_another_studys(study: Study, finished: Results) -> None:
@@ -268,7 +280,8 @@ def test_the_time_left_is_judged_by_units_of_the_same_arm_and_kind(study: Study,
     results = Results(tmp_path)
     assert results.seconds_left(study) is None
     for unit, seconds in zip(study.units(), (100.0, 140.0, 10.0, 50.0), strict=False):
-        results.write(results.path(unit), {"seconds": seconds, "dev": 0.5})
+        record = trial_record(0.5) if isinstance(unit, Trial) else cell_record([1], 1.0)
+        results.write(results.path(unit), record.model_copy(update={"seconds": seconds}))
     # Trained: the predecessor's cell (120), control's trial and cell (50 each), three of Theseus (as the mean, 290/3).
     # Taken from a trial: two cells, as the predecessor's (10).
     assert results.seconds_left(study) == pytest.approx(120 + 2 * 50 + 290 + 2 * 10)

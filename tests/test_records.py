@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from model_store.builder.errors import StudyError
-from model_store.builder.metrics import Metric, Predictions
-from model_store.builder.records import Results, compacted, expanded, metrics_of
+from model_store.builder.metrics import Predictions
+from model_store.builder.records import CellRecord, Record, Results, TaskRecord, TrialRecord, compacted, expanded
 from model_store.builder.study import load_study
-from tests.tiny_studies import study_document
+from tests.tiny_studies import cell_record, study_document, task_record, trial_record
 
 
 @pytest.mark.parametrize(
@@ -20,23 +20,43 @@ from tests.tiny_studies import study_document
 )
 def test_decisions_of_every_kind_come_back_from_a_record(tmp_path: Path, predictions: Predictions) -> None:
     results = Results(tmp_path)
-    results.write(tmp_path / "a" / "b.json", {"predictions": compacted(predictions)})
-    record = results.read(tmp_path / "a" / "b.json")
-    assert record is not None
-    assert np.array_equal(expanded(record["predictions"]), predictions)
+    record = cell_record([1], 1.0).model_copy(update={"predictions": compacted(predictions)})
+    results.write(tmp_path / "a" / "b.json", record)
+    again = results.read(tmp_path / "a" / "b.json", CellRecord)
+    assert again is not None
+    assert np.array_equal(expanded(again.predictions), predictions)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
 
 
 def test_what_is_not_there_is_none(tmp_path: Path) -> None:
-    assert Results(tmp_path).read(tmp_path / "nothing.json") is None
+    assert Results(tmp_path).read(tmp_path / "nothing.json", TaskRecord) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"dev": \xff}'])
-def test_what_is_no_record_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"dev": \xff}', '{"colour": 1}'])
+@pytest.mark.parametrize("kind", [TaskRecord, TrialRecord, CellRecord])
+def test_what_is_no_record_is_refused_by_its_name(tmp_path: Path, content: str, kind: type[Record]) -> None:
     path = tmp_path / "cut.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(StudyError, match=r"cut\.json"):
-        Results(tmp_path).read(path)
+    with pytest.raises(StudyError, match=rf"cut\.json is no {kind.__name__} \(.*\): restore or remove it") as refusal:
+        Results(tmp_path).read(path, kind)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_record_that_can_not_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"can't be read \(Is a directory\)"):
+        Results(tmp_path).read(tmp_path, TaskRecord)
+
+
+def test_a_record_that_is_not_a_number_or_lacks_a_split_is_refused(tmp_path: Path) -> None:
+    results, path = Results(tmp_path), tmp_path / "one.json"
+    results.write(path, trial_record(0.5))
+    path.write_text(path.read_text(encoding="utf-8").replace("60.0", "NaN"), encoding="utf-8")
+    with pytest.raises(StudyError, match=r"TrialRecord \(seconds: "):
+        results.read(path, TrialRecord)
+    task = task_record([0, 1])
+    results.write(path, task.model_copy(update={"splits": {"train": task.splits["train"]}}))
+    with pytest.raises(StudyError, match=r"TaskRecord \(splits: .*dev is missing"):
+        results.read(path, TaskRecord)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +71,5 @@ def test_the_learning_rate_is_the_best_on_dev_once_all_have_been_tried(
     study, results = load_study(tmp_path / "study.yaml"), Results(tmp_path / "records")
     for trial, score in zip(study.trials("words", "theseus"), scores, strict=True):
         if score is not None:
-            results.write(results.path(trial), {"dev": score})
+            results.write(results.path(trial), trial_record(score))
     assert results.rate(study, "words", "theseus") == chosen
-
-
-def test_a_task_names_its_metrics_with_what_f1_is_about() -> None:
-    assert metrics_of({"metrics": [{"name": "f1", "positive": 0}]}) == [Metric("f1", 0)]

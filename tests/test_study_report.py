@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from model_store.builder.records import Results
+from model_store.builder.errors import StudyError
+from model_store.builder.metrics import Metric
+from model_store.builder.records import CellRecord, Results, TaskRecord
 from model_store.builder.study import PREDECESSOR, Cell, Study, load_study
 from model_store.builder.study_report import (
     REPORT_FILES,
@@ -53,8 +55,8 @@ def test_an_arm_has_its_mean_its_spread_and_its_retention_seed_by_seed(study: St
 def test_the_speed_of_one_graph_is_one_figure_whoever_trained_its_weights(study: Study, results: Results) -> None:
     for arm, seed, speedup in (("control", 0, 1.8), ("control", 4, 2.0), ("theseus", 0, 2.2), ("theseus", 4, 2.4)):
         record = cell_record(TARGETS, 0.8, speedup=2.0, seed=seed)
-        record["speedup"]["value"] = speedup
-        results.write(results.path(Cell("words", arm, seed)), record)
+        measured = record.speedup.model_copy(update={"value": speedup})
+        results.write(results.path(Cell("words", arm, seed)), record.model_copy(update={"speedup": measured}))
     arms = study_report(study, results)["tasks"]["words"]["arms"]
     assert arms["control"]["speedup"]["mean"] == arms["theseus"]["speedup"]["mean"] == pytest.approx(2.1)
     assert arms[PREDECESSOR]["speedup"]["mean"] == 1.0
@@ -68,8 +70,7 @@ def test_a_difference_that_one_training_makes_is_not_called_the_methods(study: S
         ("theseus", 0, TARGETS),
         ("theseus", 4, [1 - target for target in TARGETS[:33]] + TARGETS[33:]),
     ):
-        record = cell_record(TARGETS, 0.9) | {"predictions": decided}
-        results.write(results.path(Cell("words", arm, seed)), record)
+        results.write(results.path(Cell("words", arm, seed)), cell_record(TARGETS, 0.9, decided=decided))
     difference = study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]["control"]
     assert difference["value"] == pytest.approx(0.045)
     assert difference["low"] < 0 < difference["high"]
@@ -96,10 +97,8 @@ def test_a_difference_is_over_the_seeds_that_both_arms_have(study: Study, result
 
 def test_equal_decisions_differ_by_exactly_nothing(study: Study, results: Results) -> None:
     for seed in (0, 4):
-        results.write(
-            results.path(Cell("words", "theseus", seed)),
-            results.read(results.path(Cell("words", "control", seed))) or {},
-        )
+        control, theseus = (results.path(Cell("words", arm, seed)) for arm in ("control", "theseus"))
+        theseus.write_bytes(control.read_bytes())
     difference = study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]["control"]
     assert (difference["value"], difference["low"], difference["high"]) == (0, 0, 0)
 
@@ -110,7 +109,7 @@ def test_the_report_is_written_from_the_records_alone_as_table_json_and_plot(stu
     text = (results.folder / "table.md").read_text(encoding="utf-8")
     assert "6 of 12 trials and cells are finished" in text
     assert "Dropped because their text is in a later split: 3 of train, 3 of dev." in text
-    assert "| tf-idf |  | 0.5000 |" in text
+    assert f"| tf-idf |  | {np.mean(np.array(TARGETS) == 0):.4f} |" in text
     assert "- a machine; torch with 1 thread(s)" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
@@ -125,12 +124,50 @@ def test_without_records_there_is_a_report_that_says_so(study: Study, tmp_path: 
 
 
 def test_a_cells_stated_interval_holds_its_value(results: Results) -> None:
-    task = results.read(results.task_path("words"))
-    record = results.read(results.path(Cell("words", "theseus", 0)))
+    task = results.read(results.task_path("words"), TaskRecord)
+    record = results.read(results.path(Cell("words", "theseus", 0)), CellRecord)
     assert task is not None
     assert record is not None
-    low, high = stated_interval(task, record)
-    assert low < record["test"]["accuracy"] < high
+    low, high = stated_interval(Metric("accuracy"), task, record)
+    assert low < record.test["accuracy"] < high
+
+
+def test_figures_that_are_not_those_of_the_decisions_are_refused(study: Study, results: Results) -> None:
+    path = results.path(Cell("words", "theseus", 0))
+    record = results.read(path, CellRecord)
+    assert record is not None
+    results.write(path, record.model_copy(update={"test": {"accuracy": 0.99}}))
+    with pytest.raises(
+        StudyError, match=r"seed0\.json says accuracy 0\.99, its decisions 0\.\d+: restore or remove it"
+    ):
+        study_report(study, results)
+    results.write(path, record.model_copy(update={"predictions": record.predictions[:-1]}))
+    with pytest.raises(StudyError, match=r"seed0\.json has not one decision for each test row"):
+        study_report(study, results)
+    results.write(path, record)
+    results.write(results.task_path("words"), task_record(TARGETS).model_copy(update={"targets": TARGETS[:-1]}))
+    with pytest.raises(StudyError, match=r"words\.json has not one decision for each test row"):
+        study_report(study, results)
+
+
+def changed(study: Study, **changes: object) -> Study:
+    """The study with other data."""
+    task = study.tasks["words"]
+    words = task.model_copy(update={"data": task.data.model_copy(update=changes)})
+    return study.model_copy(update={"tasks": {"words": words}})
+
+
+def test_a_metric_that_the_study_was_given_later_is_counted_from_the_decisions(study: Study, results: Results) -> None:
+    more = changed(study, metrics=("accuracy", "f1", "matthews"))
+    task = study_report(more, results)["tasks"]["words"]
+    assert set(task["tfidf"]) == set(task["arms"]["theseus"]["test"]) == {"accuracy", "f1", "matthews"}
+
+
+def test_nothing_is_retained_of_a_metric_that_is_not_above_zero(study: Study, results: Results) -> None:
+    wrong = cell_record(TARGETS, 0.0)
+    results.write(results.path(Cell("words", PREDECESSOR, 4)), wrong)
+    report = study_report(changed(study, metrics=("matthews",)), results)
+    assert report["tasks"]["words"]["arms"]["theseus"]["retention"] is None
 
 
 def test_the_front_leaves_out_what_another_is_at_least_as_good_as_in_both() -> None:

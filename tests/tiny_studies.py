@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from model_store.builder.records import Record
+from model_store.builder.metrics import Metric, MetricName
+from model_store.builder.records import CellRecord, Decisions, Interval, TaskRecord, TrialRecord
+from model_store.manifest import Split
 from tests.tiny_torch import make_tiny_encoder, write_records
 
 
@@ -46,38 +48,66 @@ def study_document(folder: Path) -> dict[str, Any]:
     }
 
 
-def task_record(targets: list[Any], *, metrics: tuple[str, ...] = ("accuracy",)) -> Record:
+def task_record(targets: list[int], *, metrics: tuple[MetricName, ...] = ("accuracy",)) -> TaskRecord:
     """A task's record, as `Bench` writes it."""
-    split = {"rows": len(targets), "sha256": "0" * 64, "dropped_overlap": 3}
-    return {
-        "task": "words",
-        "problem": "single_label",
-        "pair": False,
-        "licence": "CC0-1.0",
-        "labels": ["a", "b"],
-        "metrics": [{"name": name, "positive": 1} for name in metrics],
-        "splits": {"train": split, "dev": split, "test": split | {"dropped_overlap": 0}},
-        "tfidf": dict.fromkeys(metrics, 0.5),
-        "tfidf_predictions": targets,
-        "targets": targets,
-    }
+    split = Split(rows=len(targets), sha256="0" * 64, dropped_overlap=3)
+    return TaskRecord(
+        task="words",
+        problem="single_label",
+        pair=False,
+        licence="CC0-1.0",
+        labels=("a", "b"),
+        metrics=tuple(Metric(name) for name in metrics),
+        splits={"train": split, "dev": split, "test": split.model_copy(update={"dropped_overlap": 0})},
+        tfidf=dict.fromkeys(metrics, 0.5),
+        tfidf_predictions=[0] * len(targets),
+        targets=targets,
+    )
 
 
-def cell_record(targets: list[int], right: float, *, speedup: float = 2.0, seed: int = 0) -> Record:
-    """A cell's record whose decisions are right for about that share of the test rows."""
-    generator = np.random.default_rng(seed)
-    decided = [target if generator.random() < right else 1 - target for target in targets]
-    accuracy = float(np.mean([a == b for a, b in zip(decided, targets, strict=True)]))
+def unit_values(**changes: object) -> dict[str, Any]:
+    """What trials and cells have in common."""
     return {
         "unit": "any",
         "key": "any",
         "learning_rates": {"predecessor": 0.003, "theseus": 0.01},
+        "weights_sha256": "0" * 64,
+        "data_sha256": "0" * 64,
         "machine": "a machine",
+        "code_version": "1.0.0",
+        "packages": {},
+        "threads": 1,
         "dev": 0.8,
-        "test": {"accuracy": accuracy},
-        "bytes": round(2_000_000 / speedup),
-        "p50_ms": {"predecessor": 4.0, "this": 4.0 / speedup},
-        "speedup": {"value": speedup, "low": speedup - 0.1, "high": speedup + 0.1},
         "seconds": 60.0,
-        "predictions": decided,
-    }
+    } | changes
+
+
+def trial_record(dev: float, **changes: object) -> TrialRecord:
+    """A trial's record with that score."""
+    return TrialRecord(dev_history=[dev], **unit_values(dev=dev, **changes))
+
+
+def cell_record(
+    targets: list[int],
+    right: float,
+    *,
+    speedup: float = 2.0,
+    seed: int = 0,
+    decided: Decisions | None = None,
+    **changes: object,
+) -> CellRecord:
+    """A cell's record whose decisions are right for about that share of the test rows, or those that are given."""
+    generator = np.random.default_rng(seed)
+    predictions: Decisions = decided or [target if generator.random() < right else 1 - target for target in targets]
+    accuracy = float(np.mean([a == b for a, b in zip(predictions, targets, strict=True)]))
+    return CellRecord(
+        **unit_values(**changes),
+        test={"accuracy": accuracy},
+        bytes=round(2_000_000 / speedup),
+        predecessor_bytes=2_000_000,
+        parity=0.0,
+        p50_ms={"predecessor": 4.0, "this": 4.0 / speedup},
+        speedup=Interval(value=speedup, low=speedup - 0.1, high=speedup + 0.1),
+        steps=[],
+        predictions=predictions,
+    )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,18 @@ from model_store.builder.evaluate import (
 from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
-from model_store.builder.records import Record, Results, compacted, searched_before, unit_key
+from model_store.builder.records import (
+    CellRecord,
+    Interval,
+    Origin,
+    Results,
+    StepRecord,
+    TaskRecord,
+    TrialRecord,
+    compacted,
+    searched_before,
+    unit_key,
+)
 from model_store.builder.runner import Runner, using
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, of_arm, steps_to
 from model_store.machine import describe_machine
@@ -84,7 +96,7 @@ class Bench:
         seed = unit.seed if isinstance(unit, Cell) else self._study.search_seed
         return unit.arm == PREDECESSOR or self._results.path(Cell(unit.task, PREDECESSOR, seed)).exists()
 
-    def compute(self, unit: Cell | Trial) -> Record:
+    def compute(self, unit: Cell | Trial) -> CellRecord | TrialRecord:
         """The record of a unit, with the trials that it rests on; nothing of it is looked up but those.
 
         Raises:
@@ -97,7 +109,7 @@ class Bench:
                 self._search(unit.task, arm)
             return self._try(unit) if isinstance(unit, Trial) else self._measure(unit)
 
-    def keep(self, unit: Cell | Trial, record: Record) -> None:
+    def keep(self, unit: Cell | Trial, record: CellRecord | TrialRecord) -> None:
         """Write a unit's record, then throw away those of its models that nothing needs any more.
 
         Raises:
@@ -123,19 +135,20 @@ class Bench:
                 self._results.write(self._results.path(trial), self._try(trial))
                 self._refuse_others(task)
 
-    def _try(self, trial: Trial) -> Record:
+    def _try(self, trial: Trial) -> TrialRecord:
         start = time.monotonic()
         self._progress.note(f"{trial}: a learning rate on dev")
         plan = self._plan(trial.task, self._recipe(trial))
         chain = self._trained(plan, trial.arm)
         history = chain.results[-1].figures["dev"]
-        return self._record(trial, plan) | {
-            "dev": max(history) if _keeps_best(plan, trial.arm, self._study) else history[-1],
-            "dev_history": history,
-            "seconds": round(time.monotonic() - start, 1),
-        }
+        return TrialRecord(
+            **self._common(trial, plan),
+            dev=max(history) if _keeps_best(plan, trial.arm, self._study) else history[-1],
+            dev_history=history,
+            seconds=round(time.monotonic() - start, 1),
+        )
 
-    def _measure(self, cell: Cell) -> Record:
+    def _measure(self, cell: Cell) -> CellRecord:
         start = time.monotonic()
         self._progress.note(f"{cell}: a cell")
         plan = self._plan(cell.task, self._recipe(cell))
@@ -154,28 +167,29 @@ class Bench:
         times = times_alone(classifiers, sample(dev, TIMED_TEXTS), TIMED_ROUNDS)
         speedup = ratio_of_medians(times[0], times[1])
         targets = targets_of(rows)
-        return self._record(cell, plan) | {
-            "dev": artifacts[1].dev_metric,
-            "test": {metric.name: metric(predictions, targets) for metric in plan.data.metrics},
-            "bytes": artifacts[1].bytes,
-            "predecessor_bytes": artifacts[0].bytes,
-            "parity": artifacts[1].max_logit_difference,
-            "p50_ms": {"predecessor": float(np.median(times[0])), "this": float(np.median(times[1]))},
-            "speedup": {"value": speedup.value, "low": speedup.low, "high": speedup.high},
-            "steps": [
-                {"operator": result.operator, "seconds": round(result.seconds, 1), "dev": result.figures.get("dev")}
+        return CellRecord(
+            **self._common(cell, plan),
+            dev=artifacts[1].dev_metric,
+            test={metric.name: metric(predictions, targets) for metric in plan.data.metrics},
+            bytes=artifacts[1].bytes,
+            predecessor_bytes=artifacts[0].bytes,
+            parity=artifacts[1].max_logit_difference,
+            p50_ms={"predecessor": float(np.median(times[0])), "this": float(np.median(times[1]))},
+            speedup=Interval(value=speedup.value, low=speedup.low, high=speedup.high),
+            steps=[
+                StepRecord(operator=result.operator, seconds=round(result.seconds, 1), dev=result.figures.get("dev"))
                 for result in new.results
             ],
-            "seconds": round(time.monotonic() - start, 1),
-            "predictions": compacted(predictions),
-        }
+            seconds=round(time.monotonic() - start, 1),
+            predictions=compacted(predictions),
+        )
 
-    def _record(self, unit: Cell | Trial, plan: Plan) -> Record:
+    def _common(self, unit: Cell | Trial, plan: Plan) -> dict[str, Any]:
         """What trials and cells have in common: what they are, what they were made of and on what."""
-        digests = plan.weights.sha256, plan.data.digest
+        origin = _origin(plan)
         return {
             "unit": str(unit),
-            "key": unit_key(self._study, plan.recipe, unit.arm, digests, pair=plan.inputs.pair),
+            "key": unit_key(self._study, plan.recipe, unit.arm, origin),
             "learning_rates": self._results.rates(self._study, unit),
             "weights_sha256": plan.weights.sha256,
             "data_sha256": plan.data.digest,
@@ -195,9 +209,7 @@ class Bench:
         return self._plans[task].for_recipe(recipe)
 
     def _refuse_others(self, task: str) -> None:
-        plan = self._plans[task]
-        digests = plan.weights.sha256, plan.data.digest
-        self._results.check(self._study, task, pair=plan.inputs.pair, sha256s=digests)
+        self._results.check(self._study, task, _origin(self._plans[task]))
 
     def _trained(self, plan: Plan, arm: str) -> Chain:
         return plan.run(self._runner, plan.start, steps_to(self._study, plan.recipe, arm))
@@ -227,19 +239,23 @@ class Bench:
         recipe = self._study.recipe(task, PREDECESSOR, self._study.search_seed, {})
         data = self._plan(task, recipe).data
         targets, baseline = targets_of(data.splits["test"]), tfidf_predictions(data, "test")
-        record: Record = {
-            "task": task,
-            "problem": data.problem,
-            "pair": data.pair,
-            "licence": data.lineage.licence,
-            "labels": data.labels,
-            "metrics": [{"name": metric.name, "positive": metric.positive} for metric in data.metrics],
-            "splits": {name: split.model_dump() for name, split in data.lineage.splits.items()},
-            "tfidf": {metric.name: metric(baseline, targets) for metric in data.metrics},
-            "tfidf_predictions": compacted(baseline),
-            "targets": compacted(targets),
-        }
+        record = TaskRecord(
+            task=task,
+            problem=data.problem,
+            pair=data.pair,
+            licence=data.lineage.licence,
+            labels=data.labels,
+            metrics=data.metrics,
+            splits=data.lineage.splits,
+            tfidf={metric.name: metric(baseline, targets) for metric in data.metrics},
+            tfidf_predictions=compacted(baseline),
+            targets=compacted(targets),
+        )
         self._results.write(path, record)
+
+
+def _origin(plan: Plan) -> Origin:
+    return Origin(plan.weights.sha256, plan.data.digest, plan.inputs.pair)
 
 
 def _keeps_best(plan: Plan, arm: str, study: Study) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from model_store.builder.errors import DataError, OverlapError
@@ -48,8 +48,7 @@ class TaskData:
     @property
     def digest(self) -> str:
         """One digest for all splits, labels and their order."""
-        parts = [self.problem, *self.labels, *(self.lineage.splits[split].sha256 for split in SPLITS)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return data_digest(self.problem, self.labels, self.lineage.splits)
 
 
 def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *, offline: bool = False) -> TaskData:
@@ -88,13 +87,19 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
             for split in SPLITS
         },
     )
-    return TaskData(source.problem, pair, labels, kept, lineage, _metrics(source, labels))
+    return TaskData(source.problem, pair, labels, kept, lineage, metrics_of(source, labels))
 
 
 def normalised(item: TextItem) -> str:
     """What makes two texts the same: lower case, white space collapsed; of a pair, both texts."""
     parts = [item.text] if item.text_pair is None else [item.text, item.text_pair]
     return "\n".join(" ".join(part.lower().split()) for part in parts)
+
+
+def data_digest(problem: Problem, labels: Sequence[str], splits: Mapping[str, Split]) -> str:
+    """SHA-256 of what a model is trained and judged on: the rows of every split, the labels and their order."""
+    parts = [problem, *labels, *(splits[split].sha256 for split in SPLITS)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def digest_rows(rows: Sequence[Row]) -> str:
@@ -126,7 +131,12 @@ def _spaced(rows: list[RawRow], limit: int | None) -> list[RawRow]:
     return [rows[index * len(rows) // limit] for index in range(limit)]
 
 
-def _metrics(source: DataSource, labels: tuple[str, ...]) -> tuple[Metric, ...]:
+def metrics_of(source: DataSource, labels: tuple[str, ...]) -> tuple[Metric, ...]:
+    """What a task is judged by, the main one first.
+
+    Raises:
+        DataError: its positive label is none, or F1 needs one.
+    """
     positive = labels[-1] if source.positive_label is None else source.positive_label
     if positive not in labels:
         raise DataError(f"data.positive_label: {positive!r} is no label: use {_listed(labels)}")

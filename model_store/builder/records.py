@@ -7,20 +7,123 @@ score on dev, `cells/<task>/<arm>/seed<N>.json` a cell: its figures and its deci
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from model_store.builder.data import data_digest
 from model_store.builder.errors import StudyError
 from model_store.builder.metrics import METRICS_OF, Metric, Predictions
 from model_store.builder.recipe import Recipe
 from model_store.builder.runner import key_of
+from model_store.builder.sources import SPLITS
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, steps_to
+from model_store.manifest import Problem, Split
 
-Record = dict[str, Any]
+Decisions = list[int] | list[float] | list[str]
+"""One for each row of the test split: a label's position, a number, or of several labels a text of 0 and 1."""
+
+
+class Record(BaseModel):
+    """What a file of the records holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskRecord(Record):
+    """What all cells of a task share."""
+
+    task: str
+    problem: Problem
+    pair: bool
+    licence: str
+    labels: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    splits: dict[str, Split]
+    tfidf: dict[str, float]
+    tfidf_predictions: Decisions
+    targets: Decisions
+
+    @field_validator("splits")
+    @classmethod
+    def _every_split(cls, splits: dict[str, Split]) -> dict[str, Split]:
+        if missing := [name for name in SPLITS if name not in splits]:
+            raise ValueError(f"{missing[0]} is missing")
+        return splits
+
+    @property
+    def data_sha256(self) -> str:
+        """The digest of the task's data, as its cells have it."""
+        return data_digest(self.problem, self.labels, self.splits)
+
+
+class UnitRecord(Record):
+    """What trials and cells have in common: what they are, what they were made of, and how good that was on dev."""
+
+    unit: str
+    key: str
+    learning_rates: dict[str, float]
+    weights_sha256: str
+    data_sha256: str
+    machine: str
+    code_version: str
+    packages: dict[str, str]
+    threads: int
+    dev: float
+    seconds: float
+
+
+class TrialRecord(UnitRecord):
+    """One learning rate of an arm, with the dev score of every epoch."""
+
+    dev_history: list[float]
+
+
+class Interval(Record):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class StepRecord(Record):
+    """One step of those that made a cell."""
+
+    operator: str
+    seconds: float
+    dev: list[float] | None
+
+
+class CellRecord(UnitRecord):
+    """One cell: its figures, and what it decides for every test row."""
+
+    test: dict[str, float]
+    bytes: int
+    predecessor_bytes: int
+    parity: float
+    p50_ms: dict[Literal["predecessor", "this"], float]
+    speedup: Interval
+    steps: list[StepRecord]
+    predictions: Decisions
+
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What units of a task are made of."""
+
+    weights_sha256: str | None
+    """None: not known here, any will do."""
+    data_sha256: str
+    pair: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +141,46 @@ class Results:
         """Where the record of a task is, or will be."""
         return self.folder / "tasks" / f"{task}.json"
 
-    def read(self, path: Path) -> Record | None:
-        """A record, or None where it isn't there.
+    def read(self, path: Path, kind: type[R]) -> R | None:
+        """A record of a kind, or None where it isn't there.
 
         Raises:
             StudyError: it can't be read, or is something else.
         """
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            return kind.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
-            raise StudyError(f"{path} can't be read as a record ({error}): restore or remove it") from error
-        if not isinstance(record, dict):
-            raise StudyError(f"{path} is no record, a JSON object: restore or remove it")
-        return record
+        except OSError as error:
+            raise StudyError(f"{path} can't be read ({error.strerror}): restore or remove it") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise StudyError(f"{path} is no {kind.__name__} ({where}{first['msg']}): restore or remove it") from error
+
+    def unit(self, unit: Cell | Trial) -> TrialRecord | CellRecord | None:
+        """The record of a unit, or None where it isn't there.
+
+        Raises:
+            StudyError: it can't be read, or is something else.
+        """
+        if isinstance(unit, Cell):
+            return self.read(self.path(unit), CellRecord)
+        return self.read(self.path(unit), TrialRecord)
 
     def write(self, path: Path, record: Record) -> None:
         """Keep a record, whole or not at all; lists on one line, so that a difference can be read."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items()]
+        values = record.model_dump(mode="json")
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
         aside = path.with_suffix(f".{os.getpid()}.partial")
         aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         aside.replace(path)
 
     def dev_scores(self, study: Study, task: str, arm: str) -> dict[float, float]:
         """What each learning rate that has been tried for an arm scored on dev."""
-        found = {trial.rate: self.read(self.path(trial)) for trial in study.trials(task, arm)}
-        return {rate: float(record["dev"]) for rate, record in found.items() if record is not None}
+        found = {trial.rate: self.unit(trial) for trial in study.trials(task, arm)}
+        return {rate: record.dev for rate, record in found.items() if record is not None}
 
     def rate(self, study: Study, task: str, arm: str) -> float | None:
         """The learning rate of an arm: the best on dev, of equal ones the first; None while trials are missing."""
@@ -95,52 +210,52 @@ class Results:
         seed = unit.seed if isinstance(unit, Cell) else study.search_seed
         return study.recipe(unit.task, unit.arm, seed, self.rates(study, unit))
 
-    def check(self, study: Study, task: str, *, pair: bool, sha256s: tuple[str, str] | None = None) -> None:
-        """Refuse a task's records if one was made of something else than the study has now: they can't be compared.
+    def check(self, study: Study, name: str, origin: Origin | None = None) -> TaskRecord | None:
+        """A task's record, None where it isn't there; it and its units must be of the study, or can't be compared.
 
         Args:
             study: what it has.
-            task: its name.
-            pair: it is of pairs.
-            sha256s: of the weights and the data that are there; None: those that each record names.
+            name: the task's.
+            origin: the weights and the data that are there; None: those that the records name.
 
         Raises:
             StudyError: it names the record, and what is different.
         """
-        for unit in study.units(task):
-            record = self.read(self.path(unit)) if self.decided(study, unit) else None
-            if record is None:
-                continue
-            own = (record.get("weights_sha256", ""), record.get("data_sha256", ""))
-            there = sha256s or own
-            different = [
-                what
-                for what, same in (
-                    ("weights", own[0] == there[0]),
-                    ("data", own[1] == there[1]),
-                    (
-                        "steps",
-                        record.get("key") == unit_key(study, self.recipe(study, unit), unit.arm, there, pair=pair),
-                    ),
-                )
-                if not same
-            ]
-            if different:
-                raise StudyError(
-                    f"{self.path(unit)} was made of other {different[0]} than the study has now: remove it,"
-                    " or name another folder with --results"
-                )
-
-    def task(self, study: Study, name: str) -> Record | None:
-        """A task's record, None where it isn't there; all records of the task are checked.
-
-        Raises:
-            StudyError: one is of another study, or none.
-        """
-        task = self.read(self.task_path(name))
+        task = self.read(self.task_path(name), TaskRecord)
         if task is not None:
-            self.check(study, name, pair=task["pair"])
+            if origin is not None and task.data_sha256 != origin.data_sha256:
+                raise _of_another(self.task_path(name), "data")
+            if not len(task.targets) == len(task.tfidf_predictions) == task.splits["test"].rows:
+                raise _cut(self.task_path(name))
+            origin = origin or Origin(None, task.data_sha256, task.pair)
+        for unit in study.units(name):
+            record = self.unit(unit)
+            if record is not None and task is not None and isinstance(record, CellRecord):
+                self._check_figures(task, self.path(unit), record)
+            if record is not None and origin is not None and self.decided(study, unit):
+                self._check_origin(study, unit, record, origin)
         return task
+
+    def _check_origin(self, study: Study, unit: Cell | Trial, record: TrialRecord | CellRecord, origin: Origin) -> None:
+        there = replace(origin, weights_sha256=origin.weights_sha256 or record.weights_sha256)
+        key = unit_key(study, self.recipe(study, unit), unit.arm, there)
+        for what, own, wanted in (
+            ("weights", record.weights_sha256, there.weights_sha256),
+            ("data", record.data_sha256, there.data_sha256),
+            ("steps", record.key, key),
+        ):
+            if own != wanted:
+                raise _of_another(self.path(unit), what)
+
+    @staticmethod
+    def _check_figures(task: TaskRecord, path: Path, record: CellRecord) -> None:
+        if len(record.predictions) != len(task.targets):
+            raise _cut(path)
+        predictions, targets = expanded(record.predictions), expanded(task.targets)
+        for metric in task.metrics:
+            said, value = record.test.get(metric.name), metric(predictions, targets)
+            if said is not None and not math.isclose(said, value, abs_tol=1e-9):
+                raise StudyError(f"{path} says {metric.name} {said}, its decisions {value}: restore or remove it")
 
     def missing(self, study: Study, task: str | None = None) -> list[Cell | Trial]:
         """What has no record yet, of `task` or of all, in the order of work."""
@@ -160,10 +275,10 @@ class Results:
 
         spent: dict[tuple[str, ...], list[float]] = {}
         for unit in study.units():
-            record = self.read(self.path(unit))
+            record = self.unit(unit)
             if record is not None:
                 for group in groups(unit):
-                    spent.setdefault(group, []).append(float(record["seconds"]))
+                    spent.setdefault(group, []).append(record.seconds)
         if not spent:
             return None
         alike = (next(group for group in groups(unit) if group in spent) for unit in self.missing(study, task))
@@ -177,31 +292,35 @@ def searched_before(unit: Cell | Trial) -> list[str]:
     return [PREDECESSOR] if unit.arm == PREDECESSOR else [PREDECESSOR, unit.arm]
 
 
-def unit_key(study: Study, recipe: Recipe, arm: str, sha256s: tuple[str, str], *, pair: bool) -> str:
+def unit_key(study: Study, recipe: Recipe, arm: str, origin: Origin) -> str:
     """Names what a unit is made of, wherever its files lie: another study has other keys.
 
     Args:
         study: which has it.
         recipe: the unit's.
         arm: the unit's.
-        sha256s: of the weights and of the data.
-        pair: the data is of pairs.
+        origin: the weights and the data.
     """
     steps = [step.model_dump(mode="json", exclude_defaults=True) for step in steps_to(study, recipe, arm)]
-    inputs = {"pair": pair, "max_length": recipe.max_length, "truncation_side": recipe.truncation_side}
+    inputs = {"pair": origin.pair, "max_length": recipe.max_length, "truncation_side": recipe.truncation_side}
     further: list[object] = [] if study.threads == 1 else [study.threads]
     source = recipe.data
     if source.metrics and source.metrics[0] != METRICS_OF[source.problem][0]:  # what the best epoch is chosen by
         further += [source.metrics[0], source.positive_label]
-    return key_of(*sha256s, recipe.seed, inputs, steps, *further)[:16]
+    return key_of(origin.weights_sha256, origin.data_sha256, recipe.seed, inputs, steps, *further)[:16]
 
 
-def metrics_of(task: Record) -> list[Metric]:
-    """The metrics that a task's record names, the main one first."""
-    return [Metric(entry["name"], entry["positive"]) for entry in task["metrics"]]
+def _of_another(path: Path, what: str) -> StudyError:
+    return StudyError(
+        f"{path} was made of other {what} than the study has now: remove it, or name another folder with --results"
+    )
 
 
-def compacted(predictions: Predictions) -> list[Any]:
+def _cut(path: Path) -> StudyError:
+    return StudyError(f"{path} has not one decision for each test row: restore or remove it")
+
+
+def compacted(predictions: Predictions) -> Decisions:
     """Decisions as JSON: positions, numbers to 6 places, or of several labels a text of 0 and 1."""
     if predictions.ndim == 2:
         return ["".join(str(int(entry)) for entry in row) for row in predictions]
@@ -210,7 +329,7 @@ def compacted(predictions: Predictions) -> list[Any]:
     return [int(value) for value in predictions]
 
 
-def expanded(compact: list[Any]) -> Predictions:
+def expanded(compact: Decisions) -> Predictions:
     """Decisions as `predictions_of` gives them, from a record."""
     if compact and isinstance(compact[0], str):
         return np.asarray([[int(entry) for entry in row] for row in compact])

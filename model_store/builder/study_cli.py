@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from model_store.builder.cells import Bench
+from model_store.builder.data import metrics_of
 from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
-from model_store.builder.records import Results
+from model_store.builder.records import CellRecord, Results
 from model_store.builder.runner import key_of
 from model_store.builder.study import STUDIES, Study, study_of
 from model_store.builder.study_report import stated_interval, write_study_report
@@ -98,7 +99,7 @@ def _records_folder(document: Document) -> Path:
 
 def _say_what_is_left(study: Study, records: Results, task: str | None, *, as_json: bool) -> None:
     for one in study.tasks:
-        records.task(study, one)
+        records.check(study, one)
     units, missing = study.units(task), [str(unit) for unit in records.missing(study, task)]
     left = records.seconds_left(study, task)
     if as_json:
@@ -138,27 +139,31 @@ def _fill(  # noqa: PLR0913 - the command's parts
 
 def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_json: bool) -> None:
     cell = study.cell(text)
-    before = records.read(records.path(cell))
+    before = records.read(records.path(cell), CellRecord)
     with bench.using(alone=True):
         again = bench.compute(cell)
         if before is None:
             bench.keep(cell, again)
         else:
             bench.forget(cell)
-    task = records.read(records.task_path(cell.task)) or {}
-    metric = next(iter(again["test"]))
-    result = {"cell": text, "metric": metric, "value": again["test"][metric], "speedup": again["speedup"]["value"]}
+    task = records.check(study, cell.task)
+    assert task is not None and isinstance(again, CellRecord)  # noqa: S101, PT018 - a cell was computed
+    metric = metrics_of(study.tasks[cell.task].data, task.labels)[0]
+    result: dict[str, Any] = {
+        "cell": text,
+        "metric": metric.name,
+        "value": again.test[metric.name],
+        "speedup": again.speedup.value,
+    }
     if before is not None:
-        low, high = stated_interval(task, before)
-        result |= {"recorded": before["test"][metric], "low": low, "high": high}
-        result["same_decisions"] = float(
-            sum(a == b for a, b in zip(before["predictions"], again["predictions"], strict=True))
-            / len(again["predictions"])
-        )
+        low, high = stated_interval(metric, task, before)
+        result |= {"recorded": before.test[metric.name], "low": low, "high": high}
+        same = sum(a == b for a, b in zip(before.predictions, again.predictions, strict=True))
+        result["same_decisions"] = same / len(again.predictions)
     if as_json:
         typer.echo(json.dumps(result))
         return
-    typer.echo(f"{text}: {metric} {result['value']:.4f} on test, {result['speedup']:.2f} times as fast")
+    typer.echo(f"{text}: {metric.name} {result['value']:.4f} on test, {result['speedup']:.2f} times as fast")
     if before is not None:
         inside = result["low"] <= result["value"] <= result["high"]
         typer.echo(

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from model_store.builder.data import metrics_of
 from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric, Predictions
-from model_store.builder.records import Record, Results, expanded, metrics_of
+from model_store.builder.records import CellRecord, Results, TaskRecord, expanded
 from model_store.builder.report import markdown_table, new_figure, triple
 from model_store.builder.study import PREDECESSOR, Study
 from model_store.statistics import Estimate, Samples, crossed_bootstrap, paired_bootstrap
@@ -46,14 +47,14 @@ def study_report(study: Study, results: Results) -> dict[str, Any]:
     """
     tasks: dict[str, Any] = {}
     for name in study.tasks:
-        task = results.task(study, name)
-        cells: dict[str, dict[int, Record]] = {}
+        task = results.check(study, name)
+        cells: dict[str, dict[int, CellRecord]] = {}
         for cell in study.cells():
-            record = results.read(results.path(cell)) if cell.task == name else None
+            record = results.read(results.path(cell), CellRecord) if cell.task == name else None
             if record is not None:
                 cells.setdefault(cell.arm, {})[cell.seed] = record
         if task is not None and cells:
-            tasks[name] = _task_report(study, task, cells)
+            tasks[name] = _task_report(study, name, task, cells)
     done, units = results.missing(study), study.units()
     machines = sorted({m for task in tasks.values() for arm in task["arms"].values() for m in arm["machines"]})
     return {
@@ -67,35 +68,35 @@ def study_report(study: Study, results: Results) -> dict[str, Any]:
     }
 
 
-def stated_interval(task: Record, record: Record) -> tuple[float, float]:
-    """The 95 % interval of a cell's main metric, over the test rows."""
-    metric, targets = metrics_of(task)[0], expanded(task["targets"])
-    return paired_bootstrap(metric, expanded(record["predictions"]), targets).interval
+def stated_interval(metric: Metric, task: TaskRecord, record: CellRecord) -> tuple[float, float]:
+    """The 95 % interval of a cell's metric, over the test rows."""
+    return paired_bootstrap(metric, expanded(record.predictions), expanded(task.targets)).interval
 
 
-def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]) -> dict[str, Any]:
-    metrics, targets = metrics_of(task), expanded(task["targets"])
+def _task_report(study: Study, name: str, task: TaskRecord, cells: dict[str, dict[int, CellRecord]]) -> dict[str, Any]:
+    metrics, targets = metrics_of(study.tasks[name].data, task.labels), expanded(task.targets)
     alike: dict[int, list[float]] = {}  # speed-ups of one graph, whoever trained its weights
     for record in (record for records in cells.values() for record in records.values()):
-        alike.setdefault(record["bytes"], []).append(record["speedup"]["value"])
+        alike.setdefault(record.bytes, []).append(record.speedup.value)
     rivals = [name for name in study.references if name in cells]
     arms = {}
     for arm, records in cells.items():
         entry: dict[str, Any] = {
             "seeds": sorted(records),
             "test": {
-                metric.name: _spread([record["test"][metric.name] for record in records.values()]) for metric in metrics
+                metric.name: _spread([metric(expanded(record.predictions), targets) for record in records.values()])
+                for metric in metrics
             },
             "interval": triple(_mean_score(metrics[0], targets, records)),
-            "dev": _spread([record["dev"] for record in records.values()]),
-            "learning_rates": next(iter(records.values()))["learning_rates"],
-            "speedup": _spread(alike[next(iter(records.values()))["bytes"]]),
-            "p50_ms": _spread([record["p50_ms"]["this"] for record in records.values()]),
-            "bytes": next(iter(records.values()))["bytes"],
-            "machines": sorted({record["machine"] for record in records.values()}),
+            "dev": _spread([record.dev for record in records.values()]),
+            "learning_rates": next(iter(records.values())).learning_rates,
+            "speedup": _spread(alike[next(iter(records.values())).bytes]),
+            "p50_ms": _spread([record.p50_ms["this"] for record in records.values()]),
+            "bytes": next(iter(records.values())).bytes,
+            "machines": sorted({record.machine for record in records.values()}),
         }
         if PREDECESSOR in cells:
-            entry["retention"] = _retention(metrics[0], cells[PREDECESSOR], records)
+            entry["retention"] = _retention(metrics[0], targets, cells[PREDECESSOR], records)
         entry["differences"] = {
             rival: difference
             for rival in (PREDECESSOR, *rivals)
@@ -106,18 +107,18 @@ def _task_report(study: Study, task: Record, cells: dict[str, dict[int, Record]]
         arms[arm] = entry
     return {
         "metric": metrics[0].name,
-        "learning_rates": study.rates_on(task["task"]),
-        "splits": task["splits"],
-        "licence": task["licence"],
-        "tfidf": task["tfidf"],
+        "learning_rates": study.rates_on(name),
+        "splits": {split: found.model_dump() for split, found in task.splits.items()},
+        "licence": task.licence,
+        "tfidf": {metric.name: metric(expanded(task.tfidf_predictions), targets) for metric in metrics},
         "references": rivals,
         "arms": arms,
     }
 
 
-def _scores(metric: Metric, targets: Predictions, records: dict[int, Record], seeds: list[int]) -> Score:
+def _scores(metric: Metric, targets: Predictions, records: dict[int, CellRecord], seeds: list[int]) -> Score:
     """The metric's mean over chosen seeds, on chosen rows."""
-    decided = [expanded(records[seed]["predictions"]) for seed in seeds]
+    decided = [expanded(records[seed].predictions) for seed in seeds]
 
     def score(rows: Samples, runs: Samples) -> float:
         wanted = targets[rows]
@@ -127,13 +128,13 @@ def _scores(metric: Metric, targets: Predictions, records: dict[int, Record], se
     return score
 
 
-def _mean_score(metric: Metric, targets: Predictions, records: dict[int, Record]) -> Estimate:
+def _mean_score(metric: Metric, targets: Predictions, records: dict[int, CellRecord]) -> Estimate:
     seeds = sorted(records)
     return crossed_bootstrap(_scores(metric, targets, records, seeds), len(targets), len(seeds))
 
 
 def _difference(
-    metric: Metric, targets: Predictions, ours: dict[int, Record], theirs: dict[int, Record]
+    metric: Metric, targets: Predictions, ours: dict[int, CellRecord], theirs: dict[int, CellRecord]
 ) -> dict[str, Any] | None:
     """Our mean metric minus theirs over the seeds that both have, on the same resampled rows and seeds."""
     seeds = sorted(ours.keys() & theirs.keys())
@@ -144,13 +145,15 @@ def _difference(
     return triple(estimate) | {"seeds": len(seeds)}
 
 
-def _retention(metric: Metric, old: dict[int, Record], new: dict[int, Record]) -> dict[str, Any] | None:
-    """R of each seed: the arm's metric ÷ the predecessor's that it was made of."""
+def _retention(
+    metric: Metric, targets: Predictions, old: dict[int, CellRecord], new: dict[int, CellRecord]
+) -> dict[str, Any] | None:
+    """R of each seed: the arm's metric ÷ the predecessor's that it was made of; none where that is not above 0."""
     both = sorted(old.keys() & new.keys())
-    bases = [old[seed]["test"][metric.name] for seed in both]
-    if not both or not all(bases):
+    bases, values = ([metric(expanded(records[seed].predictions), targets) for seed in both] for records in (old, new))
+    if not both or min(bases) <= 0:
         return None
-    return _spread([new[seed]["test"][metric.name] / base for seed, base in zip(both, bases, strict=True)])
+    return _spread([value / base for value, base in zip(values, bases, strict=True)])
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
