@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model_store.builder.pipeline import Build, build
 from model_store.builder.recipe import resolve
@@ -46,7 +48,26 @@ def test_theseus_builds_exports_and_serves_it(tmp_path: Path, architecture: str)
     assert all(artifact.batch_invariant for artifact in manifest.artifacts)
     assert all(artifact.unpadded == ("deberta" not in architecture) for artifact in manifest.artifacts)
     assert manifest.artifacts[0].bytes < store.manifest(done.predecessor).artifacts[0].bytes
-    assert served(store, "good w1 w2")["data"]
+    assert agrees(tmp_path, served(store, "good w1 w2"), "good w1 w2")
+
+
+def agrees(folder: Path, answer: dict[str, Any], text: str) -> bool:
+    """Whether a served answer is what transformers makes of the trained successor, but for its int8 weights."""
+    (trained,) = (folder / "work" / "steps").glob("theseus-*")
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    model = AutoModelForSequenceClassification.from_pretrained(trained).eval()
+    with torch.no_grad():
+        wanted = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0].tolist()
+    return bool(answer["data"][0]["probs"] == pytest.approx(wanted, abs=5e-3))
+
+
+def test_modules_of_different_sizes_are_built_and_served(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path)
+    document["steps"][1] |= {"layers": None, "modules": [1, 3]}
+    document["steps"][3]["candidates"] = ["per-token-u8s8"]
+    done, store = built(tmp_path, document)
+    assert done.measurements["successor_parity"] <= 1e-5
+    assert agrees(tmp_path, served(store, "bad w3"), "bad w3")
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,11 @@ def test_overlap_is_refused_where_the_recipe_says_so(tmp_path: Path) -> None:
 def test_pairs_overlap_only_when_both_texts_do() -> None:
     assert normalised(TextItem("A  b", "C")) == normalised(TextItem("a b", "c "))
     assert normalised(TextItem("a", "b")) != normalised(TextItem("a"))
+    assert normalised(TextItem("a", "b")) != normalised(TextItem("a", "c"))
+
+
+def test_a_pair_that_is_turned_around_is_the_same_pair() -> None:
+    assert normalised(TextItem("a", "b")) == normalised(TextItem("b", "a"))
 
 
 def test_the_metrics_are_those_that_the_recipe_names_the_first_deciding(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from model_store.statistics import (
     Estimate,
+    crossed_bootstrap,
     difference_of_means,
     mcnemar,
     paired_bootstrap,
@@ -48,6 +49,18 @@ def test_a_bootstrap_interval_of_a_mean_is_that_of_the_normal_theory() -> None:
     half = 1.96 * samples.std() / 20
     assert estimate.value == pytest.approx(samples.mean())
     assert estimate.interval == pytest.approx((samples.mean() - half, samples.mean() + half), abs=0.02)
+
+
+@pytest.mark.parametrize(("of_rows", "of_runs"), [(2.0, 1.0), (2.0, 0.0), (0.0, 1.0)])
+def test_a_crossed_interval_has_what_rows_and_what_runs_differ_by(of_rows: float, of_runs: float) -> None:
+    generator = np.random.default_rng(0)
+    rows, runs = generator.normal(0, of_rows, 400), generator.normal(0, of_runs, 60)
+    estimate = crossed_bootstrap(lambda chosen, which: float(rows[chosen].mean() + runs[which].mean()), 400, 60)
+    half = 1.96 * np.sqrt(rows.var() / 400 + runs.var() / 60)
+    assert estimate.value == pytest.approx(rows.mean() + runs.mean())
+    assert estimate.interval == pytest.approx((estimate.value - half, estimate.value + half), rel=0.1, abs=0.02)
+    again = crossed_bootstrap(lambda chosen, which: float(rows[chosen].mean() + runs[which].mean()), 400, 60)
+    assert estimate == again
 
 
 def test_about_95_of_100_bootstrap_intervals_hold_the_truth() -> None:

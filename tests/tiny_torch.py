@@ -26,15 +26,26 @@ VOCABULARY = (*SPECIAL, *WORDS)
 ROWS = {"train": 96, "dev": 40, "test": 60}
 
 
-ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "deberta", "deberta-v2")
+ARCHITECTURES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "deberta",
+    "deberta-v2",
+    "deberta-v3",
+)
 
 
 def tiny_config(architecture: str = "bert", layers: int = 4) -> PretrainedConfig:
     """The configuration of a model of a few thousand numbers."""
     from transformers import AutoConfig
 
+    third = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
     return AutoConfig.for_model(
-        architecture,
+        architecture.replace("deberta-v3", "deberta-v2"),
         vocab_size=len(VOCABULARY),
         hidden_size=16,
         num_hidden_layers=layers,
@@ -46,6 +57,7 @@ def tiny_config(architecture: str = "bert", layers: int = 4) -> PretrainedConfig
         **({"embedding_size": 8} if architecture == "electra" else {}),
         # DeBERTa's attention as its published weights have it
         **({"relative_attention": True, "pos_att_type": ["c2p", "p2c"]} if "deberta" in architecture else {}),
+        **(third if architecture == "deberta-v3" else {}),
     )
 
 

@@ -91,9 +91,9 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
 
 
 def normalised(item: TextItem) -> str:
-    """What makes two texts the same: lower case, white space collapsed; of a pair, both texts."""
+    """What makes two texts the same: lower case, white space collapsed; of a pair, both texts in either order."""
     parts = [item.text] if item.text_pair is None else [item.text, item.text_pair]
-    return "\n".join(" ".join(part.lower().split()) for part in parts)
+    return "\n".join(sorted(" ".join(part.lower().split()) for part in parts))
 
 
 def data_digest(problem: Problem, labels: Sequence[str], splits: Mapping[str, Split]) -> str:
