@@ -33,6 +33,8 @@ SAMPLE_S = 0.5
 _STUCK_FOR_EACH_WORKER = 4
 # A predicted wait counts this many times against a deadline: the prediction is a mean.
 _DEADLINE_RESERVE = 1.5
+# A prediction refuses a text that nothing waits before only after so many calls: else nothing would mend a wrong one.
+_KNOWN_AFTER = 8
 # Weight of the newest batch in the mean of its time ÷ the time predicted for its texts one by one.
 _DRAIN_WEIGHT = 0.05
 _CLOSE_TIMEOUT_S = 1.0
@@ -144,7 +146,7 @@ class Engine:
         Raises:
             OverloadedError: the queue is full, or so long that the deadline would be missed.
             ShuttingDownError: no worker can answer.
-            DeadlineExceededError: the deadline has passed already.
+            DeadlineExceededError: the deadline has passed already, or can't be met whatever else is done.
         """
         self.check_admission()  # again: others may have been admitted while this one's body came
         now = self.clock()
@@ -152,12 +154,7 @@ class Engine:
             raise DeadlineExceededError("the deadline had passed when the request arrived: allow more time")
         estimates = [model.estimate_s(text) for text in texts]
         total = sum(estimates)
-        wait = self.predicted_wait_s
-        if wait and now + _DEADLINE_RESERVE * wait + total > deadline:
-            raise OverloadedError(
-                f"the deadline would be missed (a wait of {wait * 1e3:.0f} ms is predicted): allow more time",
-                retry_after_s=wait,
-            )
+        self._check_deadline(model, estimates, deadline - now)
         future: asyncio.Future[list[Answer]] = self._loop.create_future()
         count = len(texts)
         job = Job(model, now, deadline, truncate, raw_scores, future, [None] * count, count, total, side)
@@ -172,6 +169,22 @@ class Engine:
         )
         return job
 
+    def _check_deadline(self, model: ServedModel, estimates: Sequence[float], left_s: float) -> None:
+        """Refuse what will not be answered in time, if it is known what the model's calls cost."""
+        wait = self.predicted_wait_s
+        # Its texts are computed side by side, but the longest at least by one worker.
+        own = max(sum(estimates) * self._drain_ratio / max(1, len(self._pool.live)), *estimates)
+        if model.cost.calls > _KNOWN_AFTER and own > _DEADLINE_RESERVE * left_s:
+            raise DeadlineExceededError(
+                f"the answer is predicted to take {own * 1e3:.0f} ms: send fewer texts at once, or allow more time"
+            )
+        short = wait - (left_s - own) / _DEADLINE_RESERVE
+        if wait and short > 0:
+            raise OverloadedError(
+                f"the deadline would be missed (a wait of {wait * 1e3:.0f} ms is predicted): allow more time",
+                retry_after_s=min(wait, short),
+            )
+
     def abandon(self, job: Job) -> None:
         """The caller hung up: what was not computed yet never will be."""
         self._end(job, ClientGoneError("the client closed the connection before the answer"))
@@ -180,11 +193,6 @@ class Engine:
         """Set this process's gauges and put in what it observed: now and then by itself, and before a scrape."""
         self._account()
         self._metrics.sample(self._pool.depth)
-
-    async def drain(self) -> None:
-        """Wait until every job that was accepted has its answer."""
-        while self._jobs:
-            await asyncio.wait([job.future for job in self._jobs])
 
     async def close(self) -> None:
         """Refuse everything, fail what is left and end the workers; one that is stuck is left behind."""
@@ -277,6 +285,8 @@ class Engine:
         if answers:
             instruments.texts.inc(len(answers))
             instruments.last.set(time.time())
+        if any(isinstance(outcome, SuccessorError) for outcome in ran.outcomes):
+            return  # a call that failed says nothing of what one costs, and its texts may have been run again
         if not ran.lone:
             predicted = sum(item.estimate_s for item in ran.items)
             self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
@@ -304,14 +314,15 @@ class Engine:
         Workers look at deadlines themselves: a job that this finds a little late is not computed any more.
         """
         now = self.clock()
-        for worker in [one for one in self._pool.live if now - one.called > self._stuck_call_s]:
-            self._give_up(worker)
+        for worker, called in [(one, one.called) for one in self._pool.live]:
+            if now - called > self._stuck_call_s:
+                self._give_up(worker, called)
         for job in [one for one in self._jobs if one.deadline <= now]:
             self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
         self._account()
 
-    def _give_up(self, worker: Worker) -> None:
-        items = self._pool.give_up(worker)
+    def _give_up(self, worker: Worker, called: float) -> None:
+        items = self._pool.give_up(worker, called)
         if not items:
             return
         self._stuck += 1

@@ -30,12 +30,13 @@ def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]
 
 def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
     encoded: list[EncodedText] = [item.encoded for item in items]
+    logits: Logits | None = None
     try:
         logits = classifier.run(encoded)
-        if np.isfinite(logits).all():
-            return _rows(logits, to_scores(logits, classifier.manifest.scores), items)
+        return _rows(logits, to_scores(logits, classifier.manifest.scores), items)
     except SuccessorError as error:
-        return [error] * len(items)
+        if logits is None:
+            return [error] * len(items)
     except Exception as error:  # noqa: BLE001 - an engine may fail in any way; its batch fails, not the worker
         return [InferenceError(f"{classifier.manifest.id} failed: {error}") for _ in items]
     bad = InferenceError(f"{classifier.manifest.id} answered with a number that is not finite")

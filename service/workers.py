@@ -26,6 +26,8 @@ from service.scheduling import WORKER_SLICE_S, set_time_slice
 LONE_AFTER_S = 0.1
 # After tokenising this many texts a worker puts them into the queue, where others see them.
 _TEXTS_AT_ONCE = 16
+# A text whose tokenisation took less can't have been given up meanwhile: no setting gives up so early.
+_SOON_S = 0.005
 
 
 @dataclass(slots=True)
@@ -73,7 +75,9 @@ class Worker:
     number: int
     batch: list[Item] = field(default_factory=list)
     called: float = math.inf
-    """When the call into the engine that it is in began."""
+    """When the call that it is in began, into the engine or the tokeniser."""
+    tokenising: bool = False
+    """That call is the tokeniser's, of the last text of the batch."""
     given_up: bool = False
     """The watchdog has replaced it: if its call ever returns, it ends without answering."""
     wake: threading.Lock = field(default_factory=_held)
@@ -152,18 +156,21 @@ class WorkerPool:
         self._threads = [*(other for other in self._threads if other.is_alive()), thread]
         thread.start()
 
-    def give_up(self, worker: Worker) -> list[Item]:
-        """Stop counting on a worker whose call does not come back, and return what it was running.
+    def give_up(self, worker: Worker, called: float) -> list[Item]:
+        """Stop counting on a worker whose call, begun at `called`, does not come back; what is lost with it.
 
-        Nothing is returned, or changed, if the call came back just now.
+        Nothing is returned, or changed, if the call came back just now. Texts that the worker had tokenised before the
+        one that it is stuck at go to the others.
         """
         with self._lock:
-            if worker.called == math.inf:
+            if worker.called != called:
                 return []
             worker.given_up = True
-            self._running -= 1
+            lost = worker.batch[-1:] if worker.tokenising else worker.batch
+            self._running -= not worker.tokenising
         self.live.remove(worker)
-        return worker.batch
+        self.put(worker.batch[: -len(lost)])
+        return lost
 
     def close(self, timeout_s: float) -> None:
         """End the threads; those that are stuck in a call are left behind after `timeout_s`."""
@@ -177,11 +184,11 @@ class WorkerPool:
     # On a worker's thread
 
     def _live(self, worker: Worker) -> None:
-        worker.native_id = threading.get_native_id()
-        if self._niceness and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, worker.native_id, self._niceness)
-        set_time_slice(WORKER_SLICE_S)
         try:
+            worker.native_id = threading.get_native_id()
+            if self._niceness and sys.platform == "linux":
+                os.setpriority(os.PRIO_PROCESS, worker.native_id, self._niceness)
+            set_time_slice(WORKER_SLICE_S)
             while self._take(worker):
                 ran = self._run(worker)
                 with self._lock:
@@ -195,7 +202,7 @@ class WorkerPool:
             with self._lock:
                 if worker.given_up:
                     return
-                if worker.called != math.inf:
+                if worker.called != math.inf and not worker.tokenising:
                     self._running -= 1
             self._on_death(worker, error)
 
@@ -217,11 +224,13 @@ class WorkerPool:
                     asleep = not self._inbox
                     if not asleep:
                         self._idle.remove(worker)
-            tokenised = []
+            tokenised = worker.batch = []
             if asleep:
                 worker.wake.acquire()
             else:
-                tokenised = self._tokenise()
+                tokenised = self._tokenise(worker)
+                if worker.given_up:
+                    return False
 
     def _rouse(self, workers: int) -> None:
         """Wake so many, under the lock, if so many sleep."""
@@ -249,36 +258,49 @@ class WorkerPool:
             self._rouse(1)
         return True
 
-    def _tokenise(self) -> list[Item]:
+    def _tokenise(self, worker: Worker) -> list[Item]:
         """Take texts from the inbox and tokenise them; those that can't be are answered at once."""
         tokenised: list[Item] = []
         failed = Ran([], [])
+        worker.batch, worker.tokenising = tokenised, True
         while len(tokenised) < _TEXTS_AT_ONCE:
             try:
                 item = self._inbox.popleft()
             except IndexError:
                 break
-            job = item.job
-            if job.departed:
+            if item.job.departed:
                 continue
-            started = self._clock()
-            try:
-                item.encoded = job.model.classifier.encode(item.text, truncate=job.truncate, side=job.side)
-            except SuccessorError as error:
-                failed.items.append(item)
-                failed.outcomes.append(error)
-                continue
-            except BaseException as error:  # noqa: BLE001 - a tokeniser may even panic; the text fails, not the worker
-                failed.items.append(item)
-                failed.outcomes.append(InvalidTextError(f"the text can't be tokenised: {error}"))
-                continue
-            item.tokenisation_s = self._clock() - started
-            item.tokenisation_at = started
-            job.model.learn_length(item.text, len(item.encoded))
             tokenised.append(item)
+            error = self._encode(worker, item)
+            if worker.given_up:
+                break
+            if error is not None:
+                failed.items.append(tokenised.pop())
+                failed.outcomes.append(error)
+        worker.called, worker.tokenising = math.inf, False
         if failed.items:
             self._on_ran(failed)
         return tokenised
+
+    def _encode(self, worker: Worker, item: Item) -> SuccessorError | None:
+        """Tokenise one text; why it can't be, if so."""
+        job = item.job
+        worker.called = started = self._clock()
+        error: SuccessorError | None = None
+        try:
+            item.encoded = job.model.classifier.encode(item.text, truncate=job.truncate, side=job.side)
+        except SuccessorError as refusal:
+            error = refusal
+        except BaseException as failure:  # noqa: BLE001 - a tokeniser may even panic; the text fails, not the worker
+            error = InvalidTextError(f"the text can't be tokenised: {failure}")
+        item.tokenisation_s = self._clock() - started
+        item.tokenisation_at = started
+        if item.tokenisation_s > _SOON_S:
+            with self._lock:  # given up, or not any more
+                worker.called = math.inf
+        elif error is None:
+            job.model.learn_length(item.text, len(item.encoded))
+        return error
 
     def _run(self, worker: Worker) -> Ran:
         items = worker.batch

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model_store.encoding import TextItem
+from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, InvalidTextError, TextTooLongError
+from model_store.manifest import Side
 from service.batcher import Job
 from service.cost_model import CostModel
 from service.engine import _CLOSE_TIMEOUT_S, WATCHDOG_S, Engine
@@ -243,9 +244,56 @@ def test_a_request_that_would_miss_its_deadline_is_refused_with_the_wait() -> No
             job = it.submit(model, *["word"] * 100)
             with pytest.raises(OverloadedError, match="deadline would be missed") as caught:
                 it.submit(model, "text", timeout_s=0.5)
-            assert caught.value.retry_after_s == pytest.approx(it.engine.predicted_wait_s)
+            # When so much of the queue is gone, 1.5 times the rest and the text itself fit into what was allowed.
+            wait, own = it.engine.predicted_wait_s, model.estimate_s(TextItem("text"))
+            assert 1.5 * (wait - caught.value.retry_after_s) + own == pytest.approx(0.5)
             classifier.release()
             await job.future
+
+    run(scenario)
+
+
+def test_many_texts_are_reckoned_side_by_side() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier, coefficients=(0.01, 0.0, 0.0, 0.0))
+        model.cost.calls = 100
+        async with bench(workers=4) as it:
+            busy = it.submit(model, "one")
+            jobs = [busy, it.submit(model, *["word"] * 256, timeout_s=1.0)]  # 2.56 s of one worker, 0.64 of four
+            with pytest.raises(DeadlineExceededError, match="the answer is predicted to take 640 ms: send fewer"):
+                it.submit(model, *["word"] * 256, timeout_s=0.4)
+            with pytest.raises(DeadlineExceededError, match="is predicted to take 10 ms"):
+                it.submit(model, "word", timeout_s=0.006)
+            classifier.release()
+            await asyncio.gather(*(job.future for job in jobs))
+
+    run(scenario)
+
+
+def test_a_prediction_of_a_model_that_nothing_is_known_of_refuses_nothing_that_need_not_wait() -> None:
+    async def scenario() -> None:
+        model = served(coefficients=(10.0, 0.0, 0.0, 0.0))
+        async with bench() as it:
+            await it.submit(model, "word", timeout_s=1.0).future
+            model.cost.calls, model.cost.coefficients = 100, (10.0, 0.0, 0.0, 0.0)
+            with pytest.raises(DeadlineExceededError):
+                it.submit(model, "word", timeout_s=1.0)
+
+    run(scenario)
+
+
+def test_calls_that_fail_say_nothing_of_what_one_costs() -> None:
+    async def scenario() -> None:
+        model = served(FakeClassifier(errors={"bad": InferenceError("broken")}))
+        async with bench() as it:
+            before = it.engine._drain_ratio, model.cost.calls
+            for _ in range(20):
+                assert isinstance(await failure(it.submit(model, "bad").future), InferenceError)
+            await true(lambda: not it.engine._ran)
+            assert (it.engine._drain_ratio, model.cost.calls) == before
+            await it.submit(model, "good").future
+            await true(lambda: model.cost.calls == 1)
 
     run(scenario)
 
@@ -379,6 +427,57 @@ def test_a_call_that_does_not_come_back_is_given_up_and_its_worker_replaced() ->
     run(scenario)
 
 
+class StuckTokeniser(FakeClassifier):
+    """Whose tokenisation of one text does not come back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.leave = threading.Semaphore(0), threading.Event()
+
+    def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
+        if item.text == "endless":
+            self.reached.release()
+            assert self.leave.wait(10)
+        return super().encode(item, truncate=truncate, side=side)
+
+
+def test_a_text_whose_tokenisation_does_not_come_back_is_lost_alone() -> None:
+    async def scenario() -> None:
+        classifier = StuckTokeniser()
+        model = served(classifier)
+        async with bench(stuck_call_s=5.0) as it:
+            jobs = [it.submit(model, text) for text in ("before", "endless", "after")]
+            assert await asyncio.to_thread(classifier.reached.acquire, timeout=10)
+            it.clock.now += 6
+            assert isinstance(await failure(jobs[1].future), WorkerLostError)
+            await asyncio.gather(jobs[0].future, jobs[2].future)
+            assert it.sample("successor_worker_restarts_total", reason="stuck") == 1
+            classifier.leave.set()
+            await it.submit(model, "later").future
+            await true(lambda: sum(thread.name.startswith("worker-") for thread in threading.enumerate()) == 1)
+        assert [ids for batch in classifier.batches for ids in batch].count(fake_ids("before")) == 1
+        assert fake_ids("endless") not in [ids for batch in classifier.batches for ids in batch]
+
+    run(scenario)
+
+
+def test_a_slow_tokenisation_that_comes_back_is_answered() -> None:
+    async def scenario() -> None:
+        classifier = StuckTokeniser()
+        async with bench(stuck_call_s=5.0) as it:
+            job = it.submit(served(classifier), "endless")
+            assert await asyncio.to_thread(classifier.reached.acquire, timeout=10)
+            it.clock.now += 4
+            classifier.leave.set()
+            (answer,) = await job.future
+            assert answer.tokenisation_s == 4
+            it.clock.now += 6
+            await asyncio.sleep(2 * WATCHDOG_S)
+            assert it.sample("successor_worker_restarts_total", reason="stuck") == 0
+
+    run(scenario)
+
+
 def test_a_server_whose_calls_keep_getting_stuck_is_not_able_any_more() -> None:
     async def scenario() -> None:
         stuck = FakeClassifier(blocked=True)
@@ -416,21 +515,6 @@ def test_a_lone_request_takes_the_session_with_all_cores_and_one_in_a_crowd_or_a
         assert [batch[0] for batch in shared.batches] == [
             fake_ids(text) for text in ("before all", "beside it", "soon after", "much later")
         ]
-
-    run(scenario)
-
-
-def test_draining_waits_for_every_answer() -> None:
-    async def scenario() -> None:
-        classifier = FakeClassifier(blocked=True)
-        async with bench() as it:
-            jobs = [it.submit(served(classifier), "text") for _ in range(3)]
-            drained = asyncio.create_task(it.engine.drain())
-            await begun(classifier)
-            assert not drained.done()
-            classifier.release()
-            await drained
-            assert all(job.future.done() for job in jobs)
 
     run(scenario)
 

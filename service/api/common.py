@@ -216,10 +216,9 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
         BodyTooLargeError: announced or found to have more than `limit` bytes.
         ClientGoneError: the connection was closed before its end.
     """
-    too_large = BodyTooLargeError(f"the body is larger than {limit} bytes: send fewer or shorter texts")
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()
     while True:
         message = await receive()
@@ -227,10 +226,14 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
             raise ClientGoneError("the client closed the connection before the end of its request")
         chunk: bytes = message.get("body", b"")
         if len(body) + len(chunk) > limit:
-            raise too_large
+            raise _too_large(limit)
         if not message.get("more_body", False):
             return bytes(body + chunk) if body else chunk
         body += chunk
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body is larger than {limit} bytes: send fewer or shorter texts")
 
 
 def deadline_of(headers: dict[bytes, bytes], now: float, default_s: float) -> float:
