@@ -125,6 +125,10 @@ class NotAcknowledgedError(ServiceError):
     """An administrative action was not done by every server process in time."""
 
 
+class UnusableVersionError(ServiceError):
+    """A version that was to be served can't be: it does not load, or does not answer."""
+
+
 class DemandNotKeptError(ServiceError):
     """What an operator asked for could not be written down."""
 
@@ -168,6 +172,7 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     RateLimitedError: Outcome(429, _BUSY, "rate_limited"),
     WrongPortError: Outcome(404, _MISSING, "route_not_found"),
     NotAcknowledgedError: Outcome(504, "timeout_error", "not_acknowledged"),
+    UnusableVersionError: Outcome(409, _CONFLICT, "unusable_version"),
     DemandNotKeptError: Outcome(409, _CONFLICT, "state_not_writable"),
     ListenError: Outcome(500, _FAULT, "cannot_listen"),
     TlsError: Outcome(500, _FAULT, "cannot_use_certificate"),

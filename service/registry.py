@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
 
-from model_store.errors import IntegrityError, SuccessorError
+from model_store.errors import ClassifierError, InferenceError, IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.background import repeat
 from service.demand import Demand
-from service.errors import InvalidRequestError, ModelNotLoadedError
+from service.errors import InvalidRequestError, ModelNotLoadedError, UnusableVersionError
 from service.metrics import Metrics
 from service.served_model import ServedModel
 
@@ -83,6 +83,8 @@ class Registry:
         self._metrics = metrics
         self.demand = demand or Demand(None)
         self._changing = asyncio.Lock()
+        self._at_hand: dict[ModelId, ServedModel] = {}
+        """Loaded before anything in the store means them; see `at_hand`."""
         self.table = Table()
         self.retired: list[ServedModel] = []
         """Versions that left the table and still have answers to give."""
@@ -119,17 +121,41 @@ class Registry:
             chosen, failures = await asyncio.to_thread(self._chosen, asked_for, unloaded)
             models: dict[ModelId, ServedModel] = {}
             for model in sorted(set(chosen.values()), key=str):
-                loaded = self.table.models.get(model)
+                loaded = self.table.models.get(model) or self._at_hand.get(model)
                 try:
                     models[model] = loaded if loaded is not None else await asyncio.to_thread(self._load, model)
                 except SuccessorError as error:
                     failures.update({ref: str(error) for ref, target in chosen.items() if target == model})
                     continue
-                if loaded is None:
+                if model not in self.table.models:
                     log.info("version loaded", model=str(model), file=models[model].classifier.artifact.file)
             self._swap(chosen, models, failures, unloaded)
             self.release_drained()
             return self.table
+
+    @contextlib.asynccontextmanager
+    async def at_hand(self, model: ModelId) -> AsyncIterator[None]:
+        """Have a version loaded inside the block, in which a sync takes it: for one that an alias is about to mean.
+
+        Nothing is loaded of a name that this server does not serve.
+
+        Raises:
+            StoreError: it is not in the store, or not what was published.
+            UnusableVersionError: it can't be served, and nothing should mean it.
+        """
+        served = {one.partition("@")[0] for one in (*self._wanted, *self.table.routes)}
+        if (self._wanted and model.name not in served) or model.name in self.table.unloaded:
+            yield
+            return
+        try:
+            async with self._changing:
+                if model not in self.table.models:
+                    self._at_hand[model] = await asyncio.to_thread(self._load, model)
+            yield
+        except (ClassifierError, InferenceError) as error:
+            raise UnusableVersionError(f"{model} can't be served: {error}") from error
+        finally:
+            self._at_hand.pop(model, None)
 
     def _swap(
         self,

@@ -134,6 +134,27 @@ def test_an_alias_is_moved_and_served_before_the_answer(administered: WebClient,
     assert store.aliases("tiny") == {"production": 2}
 
 
+def test_an_alias_stays_where_it_was_if_the_version_it_is_to_mean_can_not_be_served(
+    administered: WebClient, store: ModelStore
+) -> None:
+    administered.request("PUT", "/v1/admin/models/tiny/aliases/production", json={"version": 1}, headers=BEARER)
+    second = make_tiny_version(store, seed=1)
+    (file,) = (store.root / "tiny" / str(second.version)).glob("*.onnx")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    moved = administered.request("PUT", "/v1/admin/models/tiny/aliases/production", json={"version": 2}, headers=BEARER)
+    assert (moved.status_code, moved.json()["error"]["code"]) == (409, "corrupt_version")
+    assert store.aliases("tiny") == {"production": 1}
+
+
+def test_what_a_sync_could_not_load_is_in_its_answer(administered: WebClient, store: ModelStore) -> None:
+    fresh = make_tiny_version(store, "fresh")
+    (file,) = (store.root / "fresh" / str(fresh.version)).glob("*.onnx")
+    file.write_bytes(b"")
+    answer = administered.post("/v1/admin/sync", headers=BEARER)
+    assert answer.status_code == 200
+    assert set(answer.json()["failures"]) == {"fresh", "fresh@1"}
+
+
 def test_new_versions_are_served_after_a_sync(administered: WebClient, store: ModelStore) -> None:
     make_tiny_version(store, "fresh")
     assert administered.post("/v1/admin/sync", headers=BEARER).status_code == 200

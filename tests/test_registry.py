@@ -13,10 +13,10 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from model_store.errors import InferenceError, IntegrityError
+from model_store.errors import ClassifierError, InferenceError, IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
-from service.errors import InvalidRequestError, ModelNotLoadedError
+from service.errors import InvalidRequestError, ModelNotLoadedError, UnusableVersionError
 from service.metrics import Metrics
 from service.registry import Registry
 from service.served_model import ServedModel
@@ -31,10 +31,13 @@ class FakeLoader:
     def __init__(self) -> None:
         self.loaded: list[str] = []
         self.corrupt: set[str] = set()
+        self.failures: dict[str, SuccessorError] = {}
 
     def __call__(self, model: ModelId) -> ServedModel:
         if str(model) in self.corrupt:
             raise IntegrityError(f"{model} is corrupt")
+        if str(model) in self.failures:
+            raise self.failures[str(model)]
         self.loaded.append(str(model))
         return served(FakeClassifier(fake_manifest(model.name, model.version)))
 
@@ -186,6 +189,56 @@ def test_an_alias_stays_with_its_old_version_while_the_new_one_cannot_be_loaded(
         await scene.registry.sync()
         assert scene.registry.route("tiny@production").model.reference == "tiny@1"
         assert scene.registry.table.failures["tiny@production"] == "tiny@2 is corrupt"
+
+    run(scenario)
+
+
+def test_a_version_at_hand_is_taken_by_the_next_sync_and_loaded_once(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        second = make_tiny_version(store, seed=1)
+        async with scene.registry.at_hand(second):
+            store.promote(second, "production")
+            await scene.registry.sync()
+        assert scene.answering()["tiny@production"] == "tiny@2"
+        async with scene.registry.at_hand(second):
+            pass
+        assert scene.loader.loaded.count("tiny@2") == 1
+        assert not scene.registry._at_hand
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "refusal"),
+    [
+        (IntegrityError("changed"), IntegrityError),
+        (ClassifierError("no ONNX"), UnusableVersionError),
+        (InferenceError("NaN"), UnusableVersionError),
+    ],
+)
+def test_a_version_that_can_not_be_served_is_refused_before_anything_means_it(
+    store: ModelStore, tiny: ModelId, failure: SuccessorError, refusal: type[SuccessorError]
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        await scene.registry.sync()
+        second = make_tiny_version(store, seed=1)
+        scene.loader.failures = {"tiny@2": failure}
+        with pytest.raises(refusal):
+            async with scene.registry.at_hand(second):
+                raise AssertionError("not reached")
+
+    run(scenario)
+
+
+def test_nothing_is_loaded_of_a_name_that_the_server_does_not_serve(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store, "tiny")
+        await scene.registry.sync()
+        async with scene.registry.at_hand(make_tiny_version(store, "other")):
+            assert scene.loader.loaded == ["tiny@1"]
 
     run(scenario)
 

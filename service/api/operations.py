@@ -21,7 +21,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "a name, an alias or the body is not as it must be",
         404: "no such version, or the route is on the server's other port",
-        409: "the store can't be changed, or has a version that is not whole",
+        409: "the store can't be changed, or the version is not whole or can't be served",
         413: "the body is too large",
         500: "something unexpected",
         504: "another server process did not say in time that it did the same",
@@ -57,6 +57,9 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    failures: dict[str, str] = Field(
+        default={}, description="reference → why it can't be served, or only by the version that it meant before"
+    )
 
 
 class Health(BaseModel):
@@ -120,7 +123,8 @@ router = APIRouter()
 @router.get("/v1/models", tags=["models"], dependencies=permitted("infer"))
 async def list_models(service: Running) -> ModelList:
     """The versions that answer, and what each of them reads and says."""
-    return ModelList(data=cards(service.registry.table, service.engine.workers, service.provider))
+    table = service.registry.table
+    return ModelList(data=cards(table, service.engine.workers, service.provider), failures=table.failures)
 
 
 @router.head("/health/live", include_in_schema=False)
@@ -170,10 +174,15 @@ async def sync(service: Running) -> ModelList:
 async def promote(
     name: str, alias: str, promotion: Annotated[Promotion, Depends(promotion_of)], service: Running
 ) -> ModelList:
-    """Point an alias at a version and serve it, in every server process, before this answers."""
+    """Point an alias at a version and serve it, in every server process, before this answers.
+
+    A version that can't be served is refused, and the alias stays where it was.
+    """
     store = service.store
-    await asyncio.to_thread(lambda: store.promote(store.resolve(f"{name}@{promotion.version}"), alias))
-    await service.sync()
+    model = await asyncio.to_thread(store.resolve, f"{name}@{promotion.version}")
+    async with service.registry.at_hand(model):
+        await asyncio.to_thread(store.promote, model, alias)
+        await service.sync()
     return await list_models(service)
 
 
