@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -32,6 +33,11 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 SPIN_US = 5_000
 _REQUIRED_INPUTS = {"input_ids", "attention_mask"}
 _OPTIONAL_INPUTS = {"token_type_ids"}
+# An ONNX model that gives back its input of one number: what a provider is tried with.
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
 _RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -192,28 +198,55 @@ def check_runtime_installation(installed: Sequence[str] | None = None) -> None:
         )
 
 
-def choose_provider(wanted: str, available: Sequence[str] | None = None) -> str:
-    """The execution provider for the setting `auto` (CUDA where it is there, else CPU), `cpu` or `cuda`.
+def installed_providers() -> list[str]:
+    """The execution providers that the installed runtime was built with; whether they start is another question."""
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def provider_starts(provider: str) -> bool:
+    """Whether an execution provider has what it needs on this machine: a driver, libraries, a device."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is missing is said in our own words
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            session = onnxruntime.InferenceSession(_IDENTITY, options, providers=[provider])
+    except Exception:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
+        return False
+    return provider in session.get_providers()
+
+
+def choose_provider(
+    wanted: str, available: Sequence[str] | None = None, starts: Callable[[str], bool] = provider_starts
+) -> str:
+    """The execution provider for the setting `auto` (CUDA where it starts, else CPU), `cpu` or `cuda`.
 
     Args:
         wanted: the setting.
         available: what there is to choose from; by default, what the installed runtime was built with.
+        starts: tells whether one can be used here.
 
     Raises:
-        ProviderNotAvailableError: it isn't in the installed runtime; the message lists those that are.
+        ProviderNotAvailableError: it isn't in the installed runtime, or does not start; the message lists those that
+            are there.
     """
-    if available is None:
-        import onnxruntime
-
-        available = onnxruntime.get_available_providers()
+    available = installed_providers() if available is None else available
     known = {name: provider for name, provider in PROVIDERS.items() if provider in available}
+    there = ", ".join(known) or "none that is known"
+    chosen = wanted
     if wanted == "auto" and known:
-        return known.get("cuda") or known["cpu"]
-    if wanted not in known:
+        chosen = "cuda" if "cuda" in known and starts(known["cuda"]) else "cpu"
+    if chosen not in known:
+        raise ProviderNotAvailableError(f"execution provider {wanted!r} is not there: this runtime has {there}")
+    if wanted == "cuda" and not starts(known["cuda"]):
         raise ProviderNotAvailableError(
-            f"execution provider {wanted!r} is not there: this runtime has {', '.join(known) or 'none that is known'}"
+            f"execution provider 'cuda' does not start: check its driver and libraries; this runtime has {there}"
         )
-    return known[wanted]
+    return known[chosen]
 
 
 def to_scores(logits: Logits, contract: ScoreContract) -> Scores:

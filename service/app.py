@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider
+from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider, installed_providers
 from model_store.errors import RuntimeInstallationError, SuccessorError
 from model_store.extras import remedy
 from model_store.seats import seats_for
@@ -42,6 +43,8 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
+
+log = structlog.get_logger(__name__)
 
 DESCRIPTION = """Classifies texts with the models of a store. A request names a model: `sentiment` (its production
 version), `sentiment@3` (a version) or `sentiment@canary` (an alias). Every error has the same shape."""
@@ -92,7 +95,7 @@ def check_installation(settings: Settings) -> str:
 
     Raises:
         RuntimeInstallationError: ONNX Runtime is missing or there twice.
-        ProviderNotAvailableError: the provider that was asked for isn't there.
+        ProviderNotAvailableError: the provider that was asked for isn't there, or does not start.
     """
     check_runtime_installation()
     if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
@@ -107,6 +110,8 @@ async def running(
     """A service that is ready inside the block: models loaded, workers started; all ended after it."""
     metrics = Metrics(CollectorRegistry())
     on_cpu = provider == PROVIDERS["cpu"]
+    if on_cpu and settings.provider == "auto" and PROVIDERS["cuda"] in installed_providers():
+        log.warning("CUDA does not start here: models run on the CPU; check its driver and libraries")
     workers = settings.workers(on_cpu=on_cpu)
     store = ModelStore(settings.store_dir)
     loader = Loader(

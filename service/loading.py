@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from model_store.classifier import PROVIDERS, Classifier, OnnxClassifier, to_scores
 from model_store.encoding import EncodedText, TextItem
-from model_store.errors import InferenceError, SuccessorError
+from model_store.errors import ClassifierError, InferenceError, SuccessorError
 from model_store.machine import processor
 from model_store.manifest import Artifact, Manifest, ModelId
 from model_store.seats import Seats
-from model_store.store import ModelStore
+from model_store.store import ModelStore, StoredVersion
 from service.cost_model import CostModel, CostState
 from service.metrics import Metrics
 from service.served_model import LoneSession, ServedModel
@@ -40,7 +40,7 @@ class Loader:
     """Opens one version: verified, in ONNX Runtime sessions, tested with one text.
 
     Of a version's files it takes the one whose calls were measured cheapest on this machine; until all of them were,
-    the one that the manifest says was fastest on the provider.
+    the one that the manifest says was fastest on the provider. If that does not answer here, float32 does.
 
     Args:
         store: where it is.
@@ -70,7 +70,25 @@ class Loader:
             SuccessorError: it is not in the store, not what was published, or does not answer.
         """
         version = self.store.open(model)
-        classifier = OnnxClassifier(version, provider=self.provider, artifact=self.choose(version.manifest))
+        chosen = self.choose(version.manifest)
+        whole = next((one for one in version.manifest.artifacts if one.precision == "fp32" and one != chosen), None)
+        try:
+            return self._served(version, chosen)
+        except (ClassifierError, InferenceError) as error:
+            if whole is None:
+                raise
+            log.warning("this file does not answer: float32 does", model=str(model), file=chosen.file, error=str(error))
+        return self._served(version, whole)
+
+    def _served(self, version: StoredVersion, artifact: Artifact) -> ServedModel:
+        """A file, loaded and warm.
+
+        Raises:
+            ClassifierError: it can't be loaded.
+            InferenceError: it fails, or answers with no finite number.
+        """
+        model = version.manifest.id
+        classifier = OnnxClassifier(version, provider=self.provider, artifact=artifact)
         on_cpu = self.provider == PROVIDERS["cpu"]
         served = ServedModel(
             classifier=classifier,

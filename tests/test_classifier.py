@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from model_store.classifier import (
+    _IDENTITY,
     PROVIDERS,
     SPIN_US,
     OnnxClassifier,
@@ -21,6 +23,7 @@ from model_store.classifier import (
     choose_provider,
     installed_runtimes,
     open_session,
+    provider_starts,
     to_scores,
 )
 from model_store.encoding import EncodedText, TextItem
@@ -164,7 +167,23 @@ def test_a_provider_that_can_not_be_started_is_an_error_and_never_a_quiet_fall_b
     ],
 )
 def test_auto_takes_cuda_where_it_is_there(wanted: str, available: list[str], chosen: str) -> None:
-    assert choose_provider(wanted, available) == chosen
+    assert choose_provider(wanted, available, lambda _: True) == chosen
+
+
+def test_where_cuda_is_built_in_and_does_not_start_auto_takes_the_cpu_and_cuda_is_refused() -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert choose_provider("auto", both, lambda _: False) == PROVIDERS["cpu"]
+    assert choose_provider("cpu", both, lambda _: False) == PROVIDERS["cpu"]
+    with pytest.raises(ProviderNotAvailableError, match=r"'cuda' does not start: .*; this runtime has cpu, cuda"):
+        choose_provider("cuda", both, lambda _: False)
+
+
+def test_a_provider_is_tried_with_a_model_that_the_runtime_runs() -> None:
+    session = onnxruntime.InferenceSession(_IDENTITY, providers=[PROVIDERS["cpu"]])
+    (answer,) = session.run(None, {"x": np.array([3.5], np.float32)})
+    assert answer == [3.5]
+    assert provider_starts(PROVIDERS["cpu"])
+    assert not provider_starts("NoSuchProvider")
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
+from model_store.classifier import _IDENTITY
 from model_store.encoding import TextItem
-from model_store.errors import InferenceError, IntegrityError
+from model_store.errors import ClassifierError, InferenceError, IntegrityError
 from model_store.manifest import Artifact, Manifest, ModelId
 from model_store.seats import Seats
 from model_store.store import ModelStore, digest_file
@@ -43,11 +47,12 @@ def keep(load: Loader, model: ServedModel) -> None:
     load.keep(model.classifier, model.cost)
 
 
-def two_files(store: ModelStore, folder: Path) -> ModelId:
+def two_files(store: ModelStore, folder: Path, spoil: Callable[[Path], object] = lambda _: None) -> ModelId:
     """A version that has the same model twice, the second time as what claims to be int8."""
     draft, files = tiny_draft(folder, "two")
     files["int8.onnx"] = folder / "int8.onnx"
     write_onnx(files["int8.onnx"], TinyWeights.drawn(2, seed=1))
+    spoil(files["int8.onnx"])
     sha256, size = digest_file(files["int8.onnx"])
     first = draft.artifacts[0]
     second = first.model_copy(
@@ -214,6 +219,47 @@ def test_a_file_that_is_too_large_to_be_opened_a_second_time_is_not_measured(sto
     asyncio.run(load.calibrate(served, lambda: True))
     assert len(list((tmp_path / "costs").iterdir())) == 1
     assert load.choose(served.manifest) == served.classifier.artifact
+
+
+class TakesTheSecond(Loader):
+    """Whose measurements say that the second file is the fastest."""
+
+    def choose(self, manifest: Manifest) -> Artifact:
+        return manifest.artifacts[1]
+
+
+def second_first(load: Loader) -> Loader:
+    return TakesTheSecond(**{field.name: getattr(load, field.name) for field in dataclasses.fields(load)})
+
+
+def spoil_inputs(path: Path) -> None:
+    path.write_bytes(_IDENTITY)  # reads no text
+
+
+def spoil_weights(path: Path) -> None:
+    weights = TinyWeights.drawn(2, seed=1)
+    write_onnx(path, dataclasses.replace(weights, bias=np.full_like(weights.bias, np.nan)))
+
+
+@pytest.mark.parametrize("spoil", [spoil_inputs, spoil_weights])
+def test_where_the_fastest_file_does_not_answer_float32_does(
+    store: ModelStore, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    model = two_files(store, tmp_path / "draft", spoil)
+    with structlog.testing.capture_logs() as logs:
+        served = second_first(loader(store))(model)
+    assert served.classifier.artifact.precision == "fp32"
+    assert [(entry["log_level"], entry["file"]) for entry in logs] == [("warning", "int8.onnx")]
+
+
+def test_a_version_none_of_whose_files_answers_is_refused(store: ModelStore, tmp_path: Path) -> None:
+    draft, files = tiny_draft(tmp_path / "draft", "one")
+    spoil_inputs(files[draft.artifacts[0].file])
+    sha256, size = digest_file(files[draft.artifacts[0].file])
+    only = draft.artifacts[0].model_copy(update={"sha256": sha256, "bytes": size})
+    model = store.publish(draft.model_copy(update={"artifacts": (only,)}), files)
+    with pytest.raises(ClassifierError, match="a classifier reads input_ids"):
+        loader(store)(model)
 
 
 def test_a_file_that_does_not_load_is_not_measured_and_harms_nobody(store: ModelStore, tmp_path: Path) -> None:
