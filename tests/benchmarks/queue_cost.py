@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.served_model import ServedModel
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.figures import Figure, Report, at_most
-from tests.fakes import FakeClassifier
+from tests.fakes import FakeClassifier, fake_manifest
 
 SHORT, LONG = 10, 10_000
 _BATCH = 4
@@ -25,21 +25,23 @@ _LONGEST = 64
 
 def measure_queue_cost(effort: Effort, report: Report) -> None:
     """Report the time to queue a request, form a batch and take it out, at both depths, in turns."""
-    costs: dict[int, list[float]] = {SHORT: [], LONG: []}
-    for _ in range(5):
-        for depth, taken in costs.items():
-            taken.append(asyncio.run(_seconds_a_request(depth, effort.queue_operations)))
-    short, long = (float(np.median(costs[depth])) for depth in (SHORT, LONG))
-    for depth, seconds in ((SHORT, short), (LONG, long)):
-        report.add(Figure("queue", f"cost of a request at depth {depth}", 1e6 * seconds, "µs"))
-    report.add(Figure("queue", f"cost at depth {LONG} ÷ at depth {SHORT}", long / short, bar=at_most(2)))
+    for subject, unpadded in (("queue, padded file", False), ("queue, file without padding", True)):
+        costs: dict[int, list[float]] = {SHORT: [], LONG: []}
+        for _ in range(5):
+            for depth, taken in costs.items():
+                taken.append(asyncio.run(_seconds_a_request(depth, effort.queue_operations, unpadded=unpadded)))
+        short, long = (float(np.median(costs[depth])) for depth in (SHORT, LONG))
+        for depth, seconds in ((SHORT, short), (LONG, long)):
+            report.add(Figure(subject, f"cost of a request at depth {depth}", 1e6 * seconds, "µs"))
+        report.add(Figure(subject, f"cost at depth {LONG} ÷ at depth {SHORT}", long / short, bar=at_most(2)))
 
 
-async def _seconds_a_request(depth: int, operations: int) -> float:
+async def _seconds_a_request(depth: int, operations: int, *, unpadded: bool) -> float:
     """Hold the queue at a depth while requests come and go; futures need a running loop."""
     generator = np.random.default_rng(0)
     metrics = Metrics(CollectorRegistry())
-    model = ServedModel(FakeClassifier(), None, CostModel(), metrics.for_model("fake", 1), perf_counter, _BATCH)
+    classifier = FakeClassifier(fake_manifest(unpadded=unpadded))
+    model = ServedModel(classifier, None, CostModel(), metrics.for_model("fake", 1), perf_counter, _BATCH)
     loop = asyncio.get_running_loop()
 
     def request(arrived: float) -> Item:
