@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import structlog
 
+from model_store.errors import InferenceError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.app import create_app
 from service.registry import Route
 from service.settings import load_settings
+from tests.fakes import FakeClassifier
 from tests.keys import BEARER, write_keys
 from tests.tiny import MODEL_FILE, make_tiny_version
 from tests.web import WebClient, running_app
@@ -206,6 +208,17 @@ def test_an_unknown_route_is_refused_in_the_documented_shape(client: WebClient) 
         answer = client.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
     assert client.post("/v1/models", json={}).json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_failure_of_the_server_is_logged_with_its_reason(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store, store_poll_ms=0):
+        failing = FakeClassifier(errors={"a": InferenceError("the engine is broken")})
+        client.service.registry.table.models[tiny].classifier = failing
+        with structlog.testing.capture_logs() as logs:
+            answer = client.post("/v1/classify", json={"model": "tiny", "input": "a"}, headers={"x-request-id": "mine"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
+    (entry,) = [entry for entry in logs if entry["event"] == "request failed"]
+    assert (entry["error"], entry["request_id"], entry["path"]) == ("the engine is broken", "mine", "/v1/classify")
 
 
 def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:

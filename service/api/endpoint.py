@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from model_store.encoding import TextItem
@@ -38,9 +39,12 @@ from service.errors import (
     ShuttingDownError,
     TextTooLargeError,
     TooManyTextsError,
+    outcome_of,
 )
 from service.registry import Route
 from service.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -238,6 +242,9 @@ class Endpoint:
                 service.metrics.count_refusal(error)
             if isinstance(error, ClientGoneError):
                 return
+            if outcome_of(error).status == 500:  # the server's own fault: its log has more than the answer's status
+                request_id = scope["state"]["request_id"].decode()
+                log.exception("request failed", path=scope["path"], error=str(error), request_id=request_id)
             reply = explain(error, self.dialect)
         except asyncio.CancelledError:
             if not service.draining:

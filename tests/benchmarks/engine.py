@@ -22,7 +22,7 @@ from model_store.classifier import Classifier
 from model_store.encoding import EncodedText, TextItem
 from tests.benchmarks.subjects import Subject
 
-BATCHES = (1, 4, 8)
+BATCHES = (1, 4, 8, 16)
 # Logits that differ by less are the same answer: sums in another order differ in their last bits.
 SAME_LOGITS = 1e-4
 
