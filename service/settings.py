@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(20_000, ge=1, description="characters of one text, before it is tokenised")
     max_texts_per_request: int = Field(256, ge=1, description="texts in one request")
     max_batch_texts: int | None = Field(
-        None, ge=1, le=1_024, description="texts that the engine runs together; None: 64 on a CPU, 256 on a GPU"
+        None, ge=1, le=1_024, description="texts that the engine runs together; None: 16 on a CPU, 256 on a GPU"
     )
 
     max_wait_ms: int = Field(2_000, ge=1, description="a request that would wait longer in the queue is refused")
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
 
     def batch_texts(self, *, on_cpu: bool) -> int:
         """The most texts in one call."""
-        return self.max_batch_texts or (64 if on_cpu else 256)
+        return self.max_batch_texts or (16 if on_cpu else 256)
 
 
 def load_settings(**chosen: object) -> Settings:

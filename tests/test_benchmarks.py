@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -42,8 +43,21 @@ def test_an_ideal_queue_at_half_load_waits_as_theory_says() -> None:
 
 def test_a_file_whose_answers_depend_on_the_batch_is_run_one_text_at_a_time() -> None:
     assert {arrangement.batch for arrangement in arrangements(2, batched=False)} == {1}
-    assert len(arrangements(2, batched=True)) == 10
-    assert len(arrangements(1, batched=True)) == 5
+    assert len(arrangements(2, batched=True)) == 14
+    assert len(arrangements(1, batched=True)) == 7
+
+
+def test_sorted_batches_come_in_no_order_so_that_any_part_of_a_turn_is_like_the_whole(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    texts = [" ".join(["film"] * (1 + 7 * number % 40)) for number in range(160)]
+    engine = EngineAlone(Subject("tiny", store, tiny, texts), cores=1)
+    batches = engine._batches(Arrangement(1, 1, 4, by_length=True))
+    assert sorted(itertools.chain(*batches)) == list(range(160))
+    lengths = [[len(engine.subject.encoded[index]) for index in batch] for batch in batches]
+    assert max(max(batch) - min(batch) for batch in lengths) <= 1
+    half = np.concatenate(lengths[: len(lengths) // 2])
+    assert np.mean(half) == pytest.approx(np.mean(np.concatenate(lengths)), rel=0.15)
 
 
 def test_the_engine_alone_gives_the_same_answers_in_batches(store: ModelStore, tiny: ModelId) -> None:
@@ -145,7 +159,9 @@ def test_a_section_runs_by_itself_and_writes_its_figures(tmp_path: Path) -> None
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "f.json").read_text())
-    assert [figure["subject"] for figure in content["figures"]] == ["queue"] * 3
+    assert [figure["subject"] for figure in content["figures"]] == ["queue, padded file"] * 3 + [
+        "queue, file without padding"
+    ] * 3
     assert content["skipped"] == {}
     assert content["machine"]["cores"] >= 1
 

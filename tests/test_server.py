@@ -140,8 +140,9 @@ def test_sigint_ends_it_as_well(store: ModelStore, tiny: ModelId, tmp_path: Path
         assert running.stop(signal.SIGINT)[0] == 0
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_under_load_sigterm_leaves_no_accepted_request_without_an_answer(
-    store: ModelStore, tiny: ModelId, tmp_path: Path
+    store: ModelStore, tiny: ModelId, tmp_path: Path, processes: str
 ) -> None:
     answered: list[int] = []
     lost: list[str] = []
@@ -164,7 +165,7 @@ def test_under_load_sigterm_leaves_no_accepted_request_without_an_answer(
                 if leaving.is_set() and response.getheader("connection") == "close":
                     return
 
-    with server(store, tmp_path) as running:
+    with server(store, tmp_path, processes=processes) as running:
         threads = [threading.Thread(target=ask, args=(running.port,)) for _ in range(8)]
         for thread in threads:
             thread.start()
