@@ -31,9 +31,10 @@ WATCHDOG_S = 0.05
 SAMPLE_S = 0.5
 # With this many calls that never came back, for each worker, no more workers are started: replace the process.
 _STUCK_FOR_EACH_WORKER = 4
-# A predicted wait counts this many times against a deadline: the prediction is a mean.
+# Predictions are means. A predicted wait counts this many times against a deadline; a request that nothing waits before
+# is refused only if it would take this many times what is left.
 _DEADLINE_RESERVE = 1.5
-# A prediction refuses a text that nothing waits before only after so many calls: else nothing would mend a wrong one.
+# What a request itself will take counts only after so many calls of its model: else nothing would mend a wrong one.
 _KNOWN_AFTER = 8
 # Weight of the newest batch in the mean of its time ÷ the time predicted for its texts one by one.
 _DRAIN_WEIGHT = 0.05
@@ -170,11 +171,12 @@ class Engine:
         return job
 
     def _check_deadline(self, model: ServedModel, estimates: Sequence[float], left_s: float) -> None:
-        """Refuse what will not be answered in time, if it is known what the model's calls cost."""
-        wait = self.predicted_wait_s
-        # Its texts are computed side by side, but the longest at least by one worker.
-        own = max(sum(estimates) * self._drain_ratio / max(1, len(self._pool.live)), *estimates)
-        if model.cost.calls > _KNOWN_AFTER and own > _DEADLINE_RESERVE * left_s:
+        """Refuse what will not be answered in time."""
+        wait, own = self.predicted_wait_s, 0.0
+        if model.cost.calls > _KNOWN_AFTER:
+            # Its texts are computed side by side, but the longest at least by one worker.
+            own = max(sum(estimates) * self._drain_ratio / max(1, len(self._pool.live)), *estimates)
+        if own > _DEADLINE_RESERVE * left_s:
             raise DeadlineExceededError(
                 f"the answer is predicted to take {own * 1e3:.0f} ms: send fewer texts at once, or allow more time"
             )
@@ -298,6 +300,7 @@ class Engine:
         self._metrics.worker_restarts.labels("died").inc()
         self._pool.live.remove(worker)
         self._pool.add_worker()
+        self._lose([item for item, _ in worker.encoding])
         if len(worker.batch) > 1:
             # New items: the queue's heaps may still hold the old ones, as taken.
             self._pool.put([replace(item, alone=True) for item in worker.batch])
@@ -314,17 +317,14 @@ class Engine:
         Workers look at deadlines themselves: a job that this finds a little late is not computed any more.
         """
         now = self.clock()
-        for worker, called in [(one, one.called) for one in self._pool.live]:
-            if now - called > self._stuck_call_s:
-                self._give_up(worker, called)
+        for worker, lost in self._pool.give_up(now - self._stuck_call_s):
+            self._give_up(worker, lost)
+        self._pool.nudge()
         for job in [one for one in self._jobs if one.deadline <= now]:
             self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
         self._account()
 
-    def _give_up(self, worker: Worker, called: float) -> None:
-        items = self._pool.give_up(worker, called)
-        if not items:
-            return
+    def _give_up(self, worker: Worker, items: Sequence[Item]) -> None:
         self._stuck += 1
         replaced = self._stuck <= self._most_stuck
         log.error("call does not come back", worker=worker.number, texts=len(items), replaced=replaced)

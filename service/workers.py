@@ -26,8 +26,6 @@ from service.scheduling import WORKER_SLICE_S, set_time_slice
 LONE_AFTER_S = 0.1
 # After tokenising this many texts a worker puts them into the queue, where others see them.
 _TEXTS_AT_ONCE = 16
-# A text whose tokenisation took less can't have been given up meanwhile: no setting gives up so early.
-_SOON_S = 0.005
 
 
 @dataclass(slots=True)
@@ -75,9 +73,10 @@ class Worker:
     number: int
     batch: list[Item] = field(default_factory=list)
     called: float = math.inf
-    """When the call that it is in began, into the engine or the tokeniser."""
-    tokenising: bool = False
-    """That call is the tokeniser's, of the last text of the batch."""
+    """When the call into the engine that it is in began."""
+    encoding: list[tuple[Item, float]] = field(default_factory=list)
+    """The text that it is tokenising and since when, or nothing. Whoever takes that out, the worker when it has done so
+    or the watchdog when it gives up, has the text from then on."""
     given_up: bool = False
     """The watchdog has replaced it: if its call ever returns, it ends without answering."""
     wake: threading.Lock = field(default_factory=_held)
@@ -120,6 +119,8 @@ class WorkerPool:
         self._seated: Worker | None = None
         self._inbox: deque[Item] = deque()
         """The owner appends, workers take; neither needs the lock for it."""
+        self._ready: deque[Item] = deque()
+        """Tokenised: workers append, and whoever has the lock puts them among those that wait."""
         self._lock = threading.Lock()
         # Below: shared by the workers, under the lock.
         self._waiting = Waiting(patience_s)
@@ -137,7 +138,7 @@ class WorkerPool:
     @property
     def depth(self) -> int:
         """Texts that wait, tokenised or not."""
-        return len(self._inbox) + len(self._waiting)
+        return len(self._inbox) + len(self._ready) + len(self._waiting)
 
     def put(self, items: Sequence[Item]) -> None:
         """Hand texts to the workers."""
@@ -156,21 +157,40 @@ class WorkerPool:
         self._threads = [*(other for other in self._threads if other.is_alive()), thread]
         thread.start()
 
-    def give_up(self, worker: Worker, called: float) -> list[Item]:
-        """Stop counting on a worker whose call, begun at `called`, does not come back; what is lost with it.
+    def give_up(self, began_before: float) -> list[tuple[Worker, list[Item]]]:
+        """Stop counting on workers whose call, into engine or tokeniser, began before then; what is lost with each."""
+        stuck = []
+        for worker in list(self.live):
+            lost = self._stuck_at(worker, began_before) or self._stuck_in(worker, began_before)
+            if lost:
+                worker.given_up = True
+                self.live.remove(worker)
+                stuck.append((worker, lost))
+        return stuck
 
-        Nothing is returned, or changed, if the call came back just now. Texts that the worker had tokenised before the
-        one that it is stuck at go to the others.
-        """
+    def _stuck_at(self, worker: Worker, began_before: float) -> list[Item]:
+        """The text that a worker does not get tokenised."""
+        for entry in tuple(worker.encoding):
+            if entry[1] < began_before:
+                with contextlib.suppress(ValueError):  # just now it was
+                    worker.encoding.remove(entry)
+                    return [entry[0]]
+        return []
+
+    def _stuck_in(self, worker: Worker, began_before: float) -> list[Item]:
+        """The batch that does not come back from the engine."""
         with self._lock:
-            if worker.called != called:
+            if worker.called >= began_before:
                 return []
             worker.given_up = True
-            lost = worker.batch[-1:] if worker.tokenising else worker.batch
-            self._running -= not worker.tokenising
-        self.live.remove(worker)
-        self.put(worker.batch[: -len(lost)])
-        return lost
+            self._running -= 1
+        return worker.batch
+
+    def nudge(self) -> None:
+        """Wake a worker if texts wait and nobody looks: one that was to take them hangs at another text."""
+        if self._idle and (self._inbox or self._ready):
+            with self._lock:
+                self._rouse(1)
 
     def close(self, timeout_s: float) -> None:
         """End the threads; those that are stuck in a call are left behind after `timeout_s`."""
@@ -187,7 +207,8 @@ class WorkerPool:
         try:
             worker.native_id = threading.get_native_id()
             if self._niceness and sys.platform == "linux":
-                os.setpriority(os.PRIO_PROCESS, worker.native_id, self._niceness)
+                with contextlib.suppress(OSError):  # not permitted here
+                    os.setpriority(os.PRIO_PROCESS, worker.native_id, self._niceness)
             set_time_slice(WORKER_SLICE_S)
             while self._take(worker):
                 ran = self._run(worker)
@@ -202,18 +223,17 @@ class WorkerPool:
             with self._lock:
                 if worker.given_up:
                     return
-                if worker.called != math.inf and not worker.tokenising:
+                if worker.called != math.inf:
                     self._running -= 1
             self._on_death(worker, error)
 
     def _take(self, worker: Worker) -> bool:
         """Wait for work and put the next batch into `worker.batch`; False when it is time to end."""
         worker.batch = []
-        tokenised: list[Item] = []
         while True:
             with self._lock:
-                for item in tokenised:
-                    self._waiting.add(item)
+                while self._ready:
+                    self._waiting.add(self._ready.popleft())
                 asleep = not self._inbox
                 if asleep:
                     if self._closing:
@@ -224,13 +244,10 @@ class WorkerPool:
                     asleep = not self._inbox
                     if not asleep:
                         self._idle.remove(worker)
-            tokenised = worker.batch = []
             if asleep:
                 worker.wake.acquire()
-            else:
-                tokenised = self._tokenise(worker)
-                if worker.given_up:
-                    return False
+            elif not self._tokenise(worker):
+                return False
 
     def _rouse(self, workers: int) -> None:
         """Wake so many, under the lock, if so many sleep."""
@@ -258,49 +275,43 @@ class WorkerPool:
             self._rouse(1)
         return True
 
-    def _tokenise(self, worker: Worker) -> list[Item]:
-        """Take texts from the inbox and tokenise them; those that can't be are answered at once."""
-        tokenised: list[Item] = []
-        failed = Ran([], [])
-        worker.batch, worker.tokenising = tokenised, True
-        while len(tokenised) < _TEXTS_AT_ONCE:
+    def _tokenise(self, worker: Worker) -> bool:
+        """Take texts from the inbox and tokenise them; those that can't be are answered at once.
+
+        False if the worker was given up meanwhile.
+        """
+        for _ in range(_TEXTS_AT_ONCE):
             try:
                 item = self._inbox.popleft()
             except IndexError:
                 break
             if item.job.departed:
                 continue
-            tokenised.append(item)
-            error = self._encode(worker, item)
-            if worker.given_up:
-                break
-            if error is not None:
-                failed.items.append(tokenised.pop())
-                failed.outcomes.append(error)
-        worker.called, worker.tokenising = math.inf, False
-        if failed.items:
-            self._on_ran(failed)
-        return tokenised
+            item.tokenisation_at = self._clock()
+            worker.encoding.append((item, item.tokenisation_at))
+            error = self._encode(item)
+            try:
+                worker.encoding.pop()
+            except IndexError:
+                return False
+            if error is None:
+                self._ready.append(item)
+            else:
+                self._on_ran(Ran([item], [error]))
+        return True
 
-    def _encode(self, worker: Worker, item: Item) -> SuccessorError | None:
+    def _encode(self, item: Item) -> SuccessorError | None:
         """Tokenise one text; why it can't be, if so."""
         job = item.job
-        worker.called = started = self._clock()
-        error: SuccessorError | None = None
         try:
             item.encoded = job.model.classifier.encode(item.text, truncate=job.truncate, side=job.side)
-        except SuccessorError as refusal:
-            error = refusal
-        except BaseException as failure:  # noqa: BLE001 - a tokeniser may even panic; the text fails, not the worker
-            error = InvalidTextError(f"the text can't be tokenised: {failure}")
-        item.tokenisation_s = self._clock() - started
-        item.tokenisation_at = started
-        if item.tokenisation_s > _SOON_S:
-            with self._lock:  # given up, or not any more
-                worker.called = math.inf
-        elif error is None:
-            job.model.learn_length(item.text, len(item.encoded))
-        return error
+        except SuccessorError as error:
+            return error
+        except BaseException as error:  # noqa: BLE001 - a tokeniser may even panic; the text fails, not the worker
+            return InvalidTextError(f"the text can't be tokenised: {error}")
+        item.tokenisation_s = self._clock() - item.tokenisation_at
+        job.model.learn_length(item.text, len(item.encoded))
+        return None
 
     def _run(self, worker: Worker) -> Ran:
         items = worker.batch

@@ -16,7 +16,7 @@ from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.records import CellRecord, Record, Results, TaskRecord, TrialRecord
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
 from model_store.builder.study_report import study_report
-from tests.tiny_studies import cell_record, study_document, trial_record
+from tests.tiny_studies import cell_record, keep, study_document, trial_record
 from tests.tiny_torch import Killed, Recorder
 
 pytestmark = pytest.mark.slow
@@ -281,7 +281,7 @@ def test_the_time_left_is_judged_by_units_of_the_same_arm_and_kind(study: Study,
     assert results.seconds_left(study) is None
     for unit, seconds in zip(study.units(), (100.0, 140.0, 10.0, 50.0), strict=False):
         record = trial_record(0.5) if isinstance(unit, Trial) else cell_record([1], 1.0)
-        results.write(results.path(unit), record.model_copy(update={"seconds": seconds}))
+        keep(results, unit, record.model_copy(update={"seconds": seconds}))
     # Trained: the predecessor's cell (120), control's trial and cell (50 each), three of Theseus (as the mean, 290/3).
     # Taken from a trial: two cells, as the predecessor's (10).
     assert results.seconds_left(study) == pytest.approx(120 + 2 * 50 + 290 + 2 * 10)

@@ -242,6 +242,7 @@ def test_a_request_that_would_miss_its_deadline_is_refused_with_the_wait() -> No
         model = served(classifier)
         async with bench() as it:
             job = it.submit(model, *["word"] * 100)
+            model.cost.calls = 100
             with pytest.raises(OverloadedError, match="deadline would be missed") as caught:
                 it.submit(model, "text", timeout_s=0.5)
             # When so much of the queue is gone, 1.5 times the rest and the text itself fit into what was allowed.
@@ -276,6 +277,11 @@ def test_a_prediction_of_a_model_that_nothing_is_known_of_refuses_nothing_that_n
         model = served(coefficients=(10.0, 0.0, 0.0, 0.0))
         async with bench() as it:
             await it.submit(model, "word", timeout_s=1.0).future
+            model.cost.calls, model.cost.coefficients = 0, (10.0, 0.0, 0.0, 0.0)
+            busy = FakeClassifier(blocked=True)
+            beside = [it.submit(served(busy), "word"), it.submit(model, "word", timeout_s=1.0)]
+            busy.release()
+            await asyncio.gather(*(job.future for job in beside))
             model.cost.calls, model.cost.coefficients = 100, (10.0, 0.0, 0.0, 0.0)
             with pytest.raises(DeadlineExceededError):
                 it.submit(model, "word", timeout_s=1.0)
@@ -457,6 +463,21 @@ def test_a_text_whose_tokenisation_does_not_come_back_is_lost_alone() -> None:
             await true(lambda: sum(thread.name.startswith("worker-") for thread in threading.enumerate()) == 1)
         assert [ids for batch in classifier.batches for ids in batch].count(fake_ids("before")) == 1
         assert fake_ids("endless") not in [ids for batch in classifier.batches for ids in batch]
+
+    run(scenario)
+
+
+def test_a_text_whose_tokenisation_hangs_holds_up_none_that_its_worker_took_with_it() -> None:
+    async def scenario() -> None:
+        classifier = StuckTokeniser()
+        model = served(classifier)
+        async with bench(workers=2) as it:
+            jobs = [it.submit(model, text) for text in ("before", " ", "endless", "after")]
+            # Nothing is given up here: the clock stands still.
+            assert isinstance(await failure(jobs[1].future), InvalidTextError)
+            await asyncio.gather(jobs[0].future, jobs[3].future)
+            classifier.leave.set()
+            await jobs[2].future
 
     run(scenario)
 

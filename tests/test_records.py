@@ -10,7 +10,7 @@ from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Predictions
 from model_store.builder.records import CellRecord, Record, Results, TaskRecord, TrialRecord, compacted, expanded
 from model_store.builder.study import load_study
-from tests.tiny_studies import cell_record, study_document, task_record, trial_record
+from tests.tiny_studies import cell_record, keep, study_document, task_record, trial_record
 
 
 @pytest.mark.parametrize(
@@ -71,5 +71,5 @@ def test_the_learning_rate_is_the_best_on_dev_once_all_have_been_tried(
     study, results = load_study(tmp_path / "study.yaml"), Results(tmp_path / "records")
     for trial, score in zip(study.trials("words", "theseus"), scores, strict=True):
         if score is not None:
-            results.write(results.path(trial), trial_record(score))
+            keep(results, trial, trial_record(score))
     assert results.rate(study, "words", "theseus") == chosen

@@ -17,7 +17,7 @@ from model_store.builder.errors import StudyError
 from model_store.builder.records import Results
 from model_store.builder.runner import key_of
 from model_store.builder.study import PREDECESSOR, STUDIES, Cell, load_study
-from tests.tiny_studies import cell_record, study_document, task_record
+from tests.tiny_studies import cell_record, keep, study_document, task_record
 from tests.tiny_torch import Recorder
 
 ONE_RATE = ["--set", "learning_rates=[0.01]", "--set", "seeds=[0]"]
@@ -148,11 +148,16 @@ def test_a_dry_run_says_what_is_missing_and_does_nothing(app: typer.Typer, study
     }
 
 
+def test_two_things_to_do_at_once_are_refused(app: typer.Typer, study: Path) -> None:
+    with pytest.raises(StudyError, match="are four things to do: give one"):
+        run(app, study, "--dry-run", "--report")
+
+
 def test_a_dry_run_refuses_records_of_another_study(app: typer.Typer, study: Path) -> None:
     results, cell = Results(study.with_suffix("")), Cell("words", PREDECESSOR, 0)
     task = task_record([0, 1])
     results.write(results.task_path("words"), task)
-    results.write(results.path(cell), cell_record([0, 1], 1.0, data_sha256=task.data_sha256))
+    keep(results, cell, cell_record([0, 1], 1.0, data_sha256=task.data_sha256))
     with pytest.raises(StudyError, match="was made of other steps than the study has now"):
         run(app, study, "--dry-run")
 

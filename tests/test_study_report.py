@@ -9,7 +9,7 @@ import yaml
 
 from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric
-from model_store.builder.records import CellRecord, Results, TaskRecord
+from model_store.builder.records import CellRecord, Decisions, Results, TaskRecord
 from model_store.builder.study import PREDECESSOR, Cell, Study, load_study
 from model_store.builder.study_report import (
     REPORT_FILES,
@@ -18,7 +18,8 @@ from model_store.builder.study_report import (
     study_report,
     write_study_report,
 )
-from tests.tiny_studies import cell_record, study_document, task_record
+from model_store.manifest import Problem
+from tests.tiny_studies import cell_record, keep, study_document, task_record
 
 TARGETS = [int(value) for value in np.random.default_rng(1).integers(0, 2, 300)]
 
@@ -37,7 +38,7 @@ def results(tmp_path: Path) -> Results:
     for arm, right, speedup in ((PREDECESSOR, 0.95, 1.0), ("control", 0.7, 2.0), ("theseus", 0.9, 2.0)):
         for seed in (0, 4):
             record = cell_record(TARGETS, right, speedup=speedup, seed=seed + len(arm))
-            results.write(results.path(Cell("words", arm, seed)), record)
+            keep(results, Cell("words", arm, seed), record)
     return results
 
 
@@ -56,7 +57,7 @@ def test_the_speed_of_one_graph_is_one_figure_whoever_trained_its_weights(study:
     for arm, seed, speedup in (("control", 0, 1.8), ("control", 4, 2.0), ("theseus", 0, 2.2), ("theseus", 4, 2.4)):
         record = cell_record(TARGETS, 0.8, speedup=2.0, seed=seed)
         measured = record.speedup.model_copy(update={"value": speedup})
-        results.write(results.path(Cell("words", arm, seed)), record.model_copy(update={"speedup": measured}))
+        keep(results, Cell("words", arm, seed), record.model_copy(update={"speedup": measured}))
     arms = study_report(study, results)["tasks"]["words"]["arms"]
     assert arms["control"]["speedup"]["mean"] == arms["theseus"]["speedup"]["mean"] == pytest.approx(2.1)
     assert arms[PREDECESSOR]["speedup"]["mean"] == 1.0
@@ -70,7 +71,7 @@ def test_a_difference_that_one_training_makes_is_not_called_the_methods(study: S
         ("theseus", 0, TARGETS),
         ("theseus", 4, [1 - target for target in TARGETS[:33]] + TARGETS[33:]),
     ):
-        results.write(results.path(Cell("words", arm, seed)), cell_record(TARGETS, 0.9, decided=decided))
+        keep(results, Cell("words", arm, seed), cell_record(TARGETS, 0.9, decided=decided))
     difference = study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]["control"]
     assert difference["value"] == pytest.approx(0.045)
     assert difference["low"] < 0 < difference["high"]
@@ -98,7 +99,7 @@ def test_a_difference_is_over_the_seeds_that_both_arms_have(study: Study, result
 def test_equal_decisions_differ_by_exactly_nothing(study: Study, results: Results) -> None:
     for seed in (0, 4):
         control, theseus = (results.path(Cell("words", arm, seed)) for arm in ("control", "theseus"))
-        theseus.write_bytes(control.read_bytes())
+        theseus.write_bytes(control.read_bytes().replace(b"words/control", b"words/theseus"))
     difference = study_report(study, results)["tasks"]["words"]["arms"]["theseus"]["differences"]["control"]
     assert (difference["value"], difference["low"], difference["high"]) == (0, 0, 0)
 
@@ -136,17 +137,17 @@ def test_figures_that_are_not_those_of_the_decisions_are_refused(study: Study, r
     path = results.path(Cell("words", "theseus", 0))
     record = results.read(path, CellRecord)
     assert record is not None
-    results.write(path, record.model_copy(update={"test": {"accuracy": 0.99}}))
+    keep(results, Cell("words", "theseus", 0), record.model_copy(update={"test": {"accuracy": 0.99}}))
     with pytest.raises(
         StudyError, match=r"seed0\.json says accuracy 0\.99, its decisions 0\.\d+: restore or remove it"
     ):
         study_report(study, results)
-    results.write(path, record.model_copy(update={"predictions": record.predictions[:-1]}))
-    with pytest.raises(StudyError, match=r"seed0\.json has not one decision for each test row"):
+    keep(results, Cell("words", "theseus", 0), record.model_copy(update={"predictions": record.predictions[:-1]}))
+    with pytest.raises(StudyError, match=r"seed0\.json has not one decision of the task for each test row"):
         study_report(study, results)
-    results.write(path, record)
+    keep(results, Cell("words", "theseus", 0), record)
     results.write(results.task_path("words"), task_record(TARGETS).model_copy(update={"targets": TARGETS[:-1]}))
-    with pytest.raises(StudyError, match=r"words\.json has not one decision for each test row"):
+    with pytest.raises(StudyError, match=r"words\.json has not one decision of the task for each test row"):
         study_report(study, results)
 
 
@@ -165,7 +166,7 @@ def test_a_metric_that_the_study_was_given_later_is_counted_from_the_decisions(s
 
 def test_nothing_is_retained_of_a_metric_that_is_not_above_zero(study: Study, results: Results) -> None:
     wrong = cell_record(TARGETS, 0.0)
-    results.write(results.path(Cell("words", PREDECESSOR, 4)), wrong)
+    keep(results, Cell("words", PREDECESSOR, 4), wrong)
     report = study_report(changed(study, metrics=("matthews",)), results)
     assert report["tasks"]["words"]["arms"]["theseus"]["retention"] is None
 
@@ -179,3 +180,35 @@ def test_the_front_leaves_out_what_another_is_at_least_as_good_as_in_both() -> N
         "dominated": (2.0, 0.75),
     }
     assert pareto_front(points) == ["slow", "middle", "fast"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "decisions"),
+    [
+        ("single_label", ["01"]),
+        ("single_label", [-1]),
+        ("single_label", [2]),
+        ("single_label", [0.5]),
+        ("multi_label", ["1"]),
+        ("multi_label", ["ab"]),
+        ("multi_label", [1]),
+        ("regression", ["1"]),
+    ],
+)
+def test_decisions_of_another_kind_of_task_are_refused(
+    study: Study, results: Results, problem: Problem, decisions: Decisions
+) -> None:
+    right: dict[Problem, Decisions] = {"single_label": [1], "multi_label": ["01"], "regression": [0.5]}
+    task = task_record([1]).model_copy(
+        update={"problem": problem, "targets": right[problem], "tfidf_predictions": decisions}
+    )
+    results.write(results.task_path("words"), task)
+    with pytest.raises(StudyError, match=r"words\.json has not one decision of the task for each test row"):
+        study_report(study, results)
+
+
+def test_a_record_in_anothers_place_is_refused(study: Study, results: Results) -> None:
+    first, second = (results.path(Cell("words", "theseus", seed)) for seed in (0, 4))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(StudyError, match=r"seed4\.json is the record of words/theseus/seed0"):
+        study_report(study, results)

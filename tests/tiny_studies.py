@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from model_store.builder.metrics import Metric, MetricName
-from model_store.builder.records import CellRecord, Decisions, Interval, TaskRecord, TrialRecord
+from model_store.builder.records import CellRecord, Decisions, Interval, Results, TaskRecord, Times, TrialRecord
+from model_store.builder.study import Cell, Trial
 from model_store.manifest import Split
 from tests.tiny_torch import make_tiny_encoder, write_records
 
@@ -68,7 +69,7 @@ def task_record(targets: list[int], *, metrics: tuple[MetricName, ...] = ("accur
 def unit_values(**changes: object) -> dict[str, Any]:
     """What trials and cells have in common."""
     return {
-        "unit": "any",
+        "unit": "words/theseus/seed0",
         "key": "any",
         "learning_rates": {"predecessor": 0.003, "theseus": 0.01},
         "weights_sha256": "0" * 64,
@@ -106,8 +107,13 @@ def cell_record(
         bytes=round(2_000_000 / speedup),
         predecessor_bytes=2_000_000,
         parity=0.0,
-        p50_ms={"predecessor": 4.0, "this": 4.0 / speedup},
+        p50_ms=Times(predecessor=4.0, this=4.0 / speedup),
         speedup=Interval(value=speedup, low=speedup - 0.1, high=speedup + 0.1),
         steps=[],
         predictions=predictions,
     )
+
+
+def keep(results: Results, unit: Cell | Trial, record: CellRecord | TrialRecord) -> None:
+    """Write a record as that of a unit."""
+    results.write(results.path(unit), record.model_copy(update={"unit": str(unit)}))

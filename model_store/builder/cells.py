@@ -31,6 +31,7 @@ from model_store.builder.records import (
     Results,
     StepRecord,
     TaskRecord,
+    Times,
     TrialRecord,
     compacted,
     searched_before,
@@ -174,7 +175,7 @@ class Bench:
             bytes=artifacts[1].bytes,
             predecessor_bytes=artifacts[0].bytes,
             parity=artifacts[1].max_logit_difference,
-            p50_ms={"predecessor": float(np.median(times[0])), "this": float(np.median(times[1]))},
+            p50_ms=Times(predecessor=float(np.median(times[0])), this=float(np.median(times[1]))),
             speedup=Interval(value=speedup.value, low=speedup.low, high=speedup.high),
             steps=[
                 StepRecord(operator=result.operator, seconds=round(result.seconds, 1), dev=result.figures.get("dev"))

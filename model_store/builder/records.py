@@ -11,7 +11,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -92,6 +92,13 @@ class Interval(Record):
     high: float
 
 
+class Times(Record):
+    """The median time of one text, milliseconds, measured in turns."""
+
+    predecessor: float
+    this: float
+
+
 class StepRecord(Record):
     """One step of those that made a cell."""
 
@@ -107,7 +114,7 @@ class CellRecord(UnitRecord):
     bytes: int
     predecessor_bytes: int
     parity: float
-    p50_ms: dict[Literal["predecessor", "this"], float]
+    p50_ms: Times
     speedup: Interval
     steps: list[StepRecord]
     predictions: Decisions
@@ -225,14 +232,18 @@ class Results:
         if task is not None:
             if origin is not None and task.data_sha256 != origin.data_sha256:
                 raise _of_another(self.task_path(name), "data")
-            if not len(task.targets) == len(task.tfidf_predictions) == task.splits["test"].rows:
-                raise _cut(self.task_path(name))
+            if not all(_fits(task, decisions) for decisions in (task.targets, task.tfidf_predictions)):
+                raise _unfit(self.task_path(name))
             origin = origin or Origin(None, task.data_sha256, task.pair)
         for unit in study.units(name):
             record = self.unit(unit)
-            if record is not None and task is not None and isinstance(record, CellRecord):
+            if record is None:
+                continue
+            if record.unit != str(unit):
+                raise StudyError(f"{self.path(unit)} is the record of {record.unit}: restore or remove it")
+            if task is not None and isinstance(record, CellRecord):
                 self._check_figures(task, self.path(unit), record)
-            if record is not None and origin is not None and self.decided(study, unit):
+            if origin is not None and self.decided(study, unit):
                 self._check_origin(study, unit, record, origin)
         return task
 
@@ -249,8 +260,8 @@ class Results:
 
     @staticmethod
     def _check_figures(task: TaskRecord, path: Path, record: CellRecord) -> None:
-        if len(record.predictions) != len(task.targets):
-            raise _cut(path)
+        if not _fits(task, record.predictions):
+            raise _unfit(path)
         predictions, targets = expanded(record.predictions), expanded(task.targets)
         for metric in task.metrics:
             said, value = record.test.get(metric.name), metric(predictions, targets)
@@ -316,8 +327,20 @@ def _of_another(path: Path, what: str) -> StudyError:
     )
 
 
-def _cut(path: Path) -> StudyError:
-    return StudyError(f"{path} has not one decision for each test row: restore or remove it")
+def _unfit(path: Path) -> StudyError:
+    return StudyError(f"{path} has not one decision of the task for each test row: restore or remove it")
+
+
+def _fits(task: TaskRecord, decisions: Decisions) -> bool:
+    """Whether there is one for each test row, of the task's kind and labels."""
+    count = len(task.labels)
+    if task.problem == "regression":
+        kind = all(isinstance(decision, int | float) for decision in decisions)
+    elif task.problem == "multi_label":
+        kind = all(isinstance(one, str) and len(one) == count and set(one) <= {"0", "1"} for one in decisions)
+    else:
+        kind = all(isinstance(decision, int) and 0 <= decision < count for decision in decisions)
+    return kind and len(decisions) == task.splits["test"].rows
 
 
 def compacted(predictions: Predictions) -> Decisions:

@@ -15,7 +15,7 @@ from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
-from model_store.builder.records import CellRecord, Results
+from model_store.builder.records import CellRecord, Results, expanded
 from model_store.builder.runner import key_of
 from model_store.builder.study import STUDIES, Study, study_of
 from model_store.builder.study_report import stated_interval, write_study_report
@@ -69,6 +69,8 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
     whole = study_of(document)
     if task is not None and task not in whole.tasks:
         raise StudyError(f"--task: no task {task!r}: there are {', '.join(whole.tasks)}")
+    if (cell is not None) + next_only + report_only + dry_run > 1:
+        raise StudyError("--cell, --next, --report and --dry-run are four things to do: give one")
     records = Results(results or _records_folder(document))
     if dry_run:
         _say_what_is_left(whole, records, task, as_json=as_json)
@@ -157,7 +159,8 @@ def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_jso
     }
     if before is not None:
         low, high = stated_interval(metric, task, before)
-        result |= {"recorded": before.test[metric.name], "low": low, "high": high}
+        recorded = metric(expanded(before.predictions), expanded(task.targets))
+        result |= {"recorded": recorded, "low": low, "high": high}
         same = sum(a == b for a, b in zip(before.predictions, again.predictions, strict=True))
         result["same_decisions"] = same / len(again.predictions)
     if as_json:

@@ -91,7 +91,7 @@ def _task_report(study: Study, name: str, task: TaskRecord, cells: dict[str, dic
             "dev": _spread([record.dev for record in records.values()]),
             "learning_rates": next(iter(records.values())).learning_rates,
             "speedup": _spread(alike[next(iter(records.values())).bytes]),
-            "p50_ms": _spread([record.p50_ms["this"] for record in records.values()]),
+            "p50_ms": _spread([record.p50_ms.this for record in records.values()]),
             "bytes": next(iter(records.values())).bytes,
             "machines": sorted({record.machine for record in records.values()}),
         }
