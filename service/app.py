@@ -18,7 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model_store.classifier import PROVIDERS, check_runtime_installation, choose_provider, installed_providers
+from model_store.classifier import (
+    PROVIDERS,
+    check_runtime_installation,
+    choose_provider,
+    installed_providers,
+    provider_starts,
+)
 from model_store.errors import RuntimeInstallationError, SuccessorError
 from model_store.extras import remedy
 from model_store.seats import seats_for
@@ -64,7 +70,7 @@ def create_app(
 
     Raises:
         RuntimeInstallationError: ONNX Runtime is missing or there twice.
-        ProviderNotAvailableError: the provider that was asked for isn't there.
+        ProviderNotAvailableError: the provider that was asked for isn't there, or does not start.
     """
     provider = check_installation(settings)
     app = Application(
@@ -90,8 +96,12 @@ def create_app(
     return app
 
 
-def check_installation(settings: Settings) -> str:
+def check_installation(settings: Settings, *, try_provider: bool = True) -> str:
     """The execution provider to run on.
+
+    Args:
+        settings: what to serve, and how.
+        try_provider: see whether it starts, which for a GPU takes some of its memory for as long as this process lives.
 
     Raises:
         RuntimeInstallationError: ONNX Runtime is missing or there twice.
@@ -100,7 +110,7 @@ def check_installation(settings: Settings) -> str:
     check_runtime_installation()
     if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
         raise RuntimeInstallationError(f"gRPC needs grpcio: {remedy('grpc')}, or unset SUCCESSOR_GRPC_PORT")
-    return choose_provider(settings.provider)
+    return choose_provider(settings.provider, starts=provider_starts if try_provider else lambda _: True)
 
 
 @contextlib.asynccontextmanager

@@ -125,7 +125,7 @@ class Loader:
             if artifact.bytes <= self.lone_max_bytes and self._measured(served.manifest, artifact) is None:
                 await self._measure_other(served, artifact, idle)
         best = self.choose(served.manifest)
-        if best != served.classifier.artifact:
+        if best != served.classifier.artifact and self._measured(served.manifest, best) is not None:
             log.info("another file is faster here: the next load takes it", model=served.reference, file=best.file)
 
     def keep(self, classifier: Classifier, cost: CostModel) -> None:
@@ -258,10 +258,14 @@ def _runtime_version() -> str:
 
 
 def _measure(classifier: Classifier, cost: CostModel, clock: Callable[[], float], texts: int, tokens: int) -> None:
-    """Observe the second of two calls, on this thread: the first allocates."""
+    """Observe the second of two calls, on this thread: the first allocates.
+
+    Raises:
+        InferenceError: it fails, or answers with no finite number: how fast does not matter then.
+    """
     ids = (_sample(classifier).input_ids * tokens)[:tokens]
     batch = [EncodedText(ids, [0] * tokens)] * texts
-    classifier.run(batch)
+    to_scores(classifier.run(batch), classifier.manifest.scores)
     started = clock()
     classifier.run(batch)
     cost.observe(texts, tokens, clock() - started)

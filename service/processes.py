@@ -18,6 +18,7 @@ from types import FrameType
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
+from model_store.errors import SuccessorError
 from service.control import forget_process
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
@@ -116,7 +117,12 @@ def _enter(run: RunProcess, settings: Settings, listeners: Listeners, control: P
     # A terminal interrupts all processes of its session: here the parent decides when these end.
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    raise SystemExit(run(settings, listeners, control))
+    try:
+        code = run(settings, listeners, control)
+    except SuccessorError as error:
+        log.error("server process can't start", error=str(error))  # noqa: TRY400 - expected, and said in one line
+        code = 1
+    raise SystemExit(code)
 
 
 def _end_with_parent() -> None:

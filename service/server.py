@@ -53,7 +53,8 @@ def serve(settings: Settings) -> int:
         SuccessorError: the settings can't be met, see `create_app`.
     """
     configure_logs(settings)
-    check_installation(settings)
+    # With several processes, this one only looks after them.
+    check_installation(settings, try_provider=settings.processes == 1)
     check_access(settings)
     if settings.grpc_port:
         listen(settings.host, settings.grpc_port).close()  # each process binds it itself: say now that it is taken

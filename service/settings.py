@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     keep_alive_ms: int = Field(
         65_000, ge=10, description="a connection on which nothing has been asked for this long is closed"
     )
-    stuck_call_ms: int = Field(30_000, ge=10, description="a call into the engine that takes longer is given up")
+    stuck_call_ms: int = Field(30_000, ge=10, description="a call into engine or tokeniser that is longer is given up")
     drain_ms: int = Field(10_000, ge=0, description="after SIGTERM, the most time for requests in flight")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -252,6 +252,17 @@ def test_where_the_fastest_file_does_not_answer_float32_does(
     assert [(entry["log_level"], entry["file"]) for entry in logs] == [("warning", "int8.onnx")]
 
 
+def test_a_file_that_answers_with_no_number_is_not_measured_and_not_announced(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    load = second_first(loader(store, tmp_path / "costs"))
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(load.calibrate(load(two_files(store, tmp_path / "draft", spoil_weights)), lambda: True))
+    assert len(list((tmp_path / "costs").iterdir())) == 1
+    events = [entry["event"] for entry in logs]
+    assert events == ["this file does not answer: float32 does", "file not measured"]
+
+
 def test_a_version_none_of_whose_files_answers_is_refused(store: ModelStore, tmp_path: Path) -> None:
     draft, files = tiny_draft(tmp_path / "draft", "one")
     spoil_inputs(files[draft.artifacts[0].file])

@@ -18,6 +18,7 @@ import structlog
 import trustme
 
 from model_store.encoding import TextItem
+from model_store.errors import InferenceError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.api.grpc_messages import COMPILED, SERVICE, compile_source, load_messages
@@ -344,6 +345,16 @@ def test_the_callers_own_deadline_is_that_of_the_work(store: ModelStore, tiny: M
         blocked = block(client)
         seconds = client.run(functools.partial(left, blocked=blocked, engine=client.web.service.engine))
         assert 0 < seconds <= 9
+
+
+def test_a_failure_of_the_server_is_logged_with_its_reason(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store):
+        failing = FakeClassifier(errors={"dull": InferenceError("the engine is broken")})
+        client.web.service.registry.table.models[tiny].classifier = failing
+        with structlog.testing.capture_logs() as logs:
+            error = client.refused("ModelInfer", request(["dull"]))
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert [(entry["event"], entry["error"]) for entry in logs] == [("request failed", "the engine is broken")]
 
 
 def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:

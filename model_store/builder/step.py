@@ -121,10 +121,14 @@ class TrainingParameters(StepParameters):
     precision: Precision = Field(
         default="float32", description="of training: bfloat16 is mixed precision, faster where the processor has it"
     )
-    checkpoint_steps: int = Field(default=100, ge=1, description="a killed build resumes from the last of these")
+    checkpoint_steps: int = Field(
+        default=100, ge=1, description="a killed build resumes from the last of these, or of the epochs' ends"
+    )
     best_on_dev: bool = Field(default=False, description="keep the epoch that scored best on dev, not the last one")
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many epochs without a better score on dev; needs best_on_dev"
+        default=None,
+        ge=1,
+        description="stop after so many epochs without a better score on dev, of Theseus' phase 2; needs best_on_dev",
     )
 
     @model_validator(mode="after")

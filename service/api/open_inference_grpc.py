@@ -180,11 +180,13 @@ class _Servicer:
             span.end(f"POST {path}", status)
 
     def _refusal(self, error: Exception) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
-        """What a client is told of an error; it is counted, or logged if it was not expected."""
+        """What a client is told of an error; it is counted, and logged if it is the server's own fault."""
         self._service.metrics.count_refusal(error)
         if not isinstance(error, SuccessorError):
             log.error("unexpected error", exc_info=error)
             return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
+        if outcome_of(error).status == 500:
+            log.error("request failed", error=str(error), exc_info=error)
         metadata: tuple[tuple[str, str], ...] = ()
         if isinstance(error, OverloadedError):
             milliseconds = f"{max(1, round(error.retry_after_s * 1e3))}"

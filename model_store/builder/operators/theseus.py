@@ -46,7 +46,7 @@ class Parameters(TrainingParameters):
         default="first",
         description="successor layers start as the predecessor's first n, or each as the first that it replaces",
     )
-    base_rate: float = Field(default=0.3, ge=0.01, le=1, description="b")
+    base_rate: float = Field(default=0.3, ge=0.01, le=1, description="b; a lower one would draw gates again and again")
     replacing_share: float | None = Field(
         default=None, ge=0, le=0.95, description="share of the steps in phase 1; 0.6 unless rate_per_step is given"
     )
