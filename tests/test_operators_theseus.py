@@ -46,10 +46,10 @@ def test_without_phase_one_the_successor_trains_alone_from_the_first_step() -> N
 
 def test_a_schedule_that_is_longer_than_training_is_refused() -> None:
     parameters(rate_per_step=0.08).check_rows(320)
-    with pytest.raises(RecipeError, match=r"only after 70\.0 of 10 steps, .*: raise rate_per_step, or use"):
+    with pytest.raises(RecipeError, match=r"^rate_per_step: .* only after 70\.0 of 10 steps, .*: raise it, or use"):
         parameters(rate_per_step=0.01).check_rows(320)
     parameters(replacing_share=0.9).check_rows(320)
-    with pytest.raises(RecipeError, match=r"only after 9\.5 of 10 steps, .*: lower replacing_share, or train for"):
+    with pytest.raises(RecipeError, match=r"^replacing_share: .* only after 9\.5 of 10 steps, .*: lower it, or train"):
         parameters(replacing_share=0.95).check_rows(320)
 
 

@@ -173,7 +173,7 @@ def test_a_successor_may_be_quantised_alone(document: dict[str, Any], folder: Pa
     [
         ("max_length=64", "max_length: the predecessor reads at most 40 tokens"),
         ("steps.1.layers=3", "steps.1.layers: 3 does not divide the 4 layers"),
-        ("steps.1.rate_per_step=0.001", "steps.1.rate_per_step: p reaches 1 only after step 700 of 24"),
+        ("steps.1.rate_per_step=0.001", "steps.1.rate_per_step: p reaches 1 only after 700.0 of 24 steps"),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_trained(

@@ -93,14 +93,14 @@ class Parameters(TrainingParameters):
         """Refuse a schedule that is longer than training: phase 2 would never begin."""
         total = self.total_steps(train_rows)
         if self.phase_two(total) > total - 1:
-            remedy = (
-                "lower replacing_share, or train for more epochs"
+            key, remedy = (
+                ("replacing_share", "lower it, or train for more epochs")
                 if self.rate_per_step is None
-                else "raise rate_per_step, or use replacing_share"
+                else ("rate_per_step", "raise it, or use replacing_share")
             )
             raise RecipeError(
-                f"p reaches 1 only after {self.phase_two(total):.1f} of {total} steps, so the successor would never"
-                f" train alone: {remedy}"
+                f"{key}: p reaches 1 only after {self.phase_two(total):.1f} of {total} steps, so the successor would"
+                f" never train alone: {remedy}"
             )
 
     def copied_layers(self, count: int) -> tuple[int, ...]:
