@@ -8,7 +8,8 @@ import yaml
 
 from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Predictions
-from model_store.builder.records import CellRecord, Record, Results, TaskRecord, TrialRecord, compacted, expanded
+from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRecord, compacted, expanded
+from model_store.builder.results import Results
 from model_store.builder.study import load_study
 from tests.tiny_studies import cell_record, keep, study_document, task_record, trial_record
 

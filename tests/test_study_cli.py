@@ -14,7 +14,7 @@ from model_store.builder import study_cli
 from model_store.builder.cells import Bench
 from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
-from model_store.builder.records import Results
+from model_store.builder.results import Results
 from model_store.builder.runner import key_of
 from model_store.builder.study import PREDECESSOR, STUDIES, Cell, load_study
 from tests.tiny_studies import cell_record, keep, study_document, task_record

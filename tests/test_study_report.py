@@ -9,7 +9,8 @@ import yaml
 
 from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric
-from model_store.builder.records import CellRecord, Decisions, Results, TaskRecord
+from model_store.builder.records import CellRecord, Decisions, TaskRecord
+from model_store.builder.results import Results
 from model_store.builder.study import PREDECESSOR, Cell, Study, load_study
 from model_store.builder.study_report import (
     REPORT_FILES,

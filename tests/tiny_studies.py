@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from model_store.builder.metrics import Metric, MetricName
-from model_store.builder.records import CellRecord, Decisions, Interval, Results, TaskRecord, Times, TrialRecord
+from model_store.builder.records import CellRecord, Decisions, Interval, TaskRecord, Times, TrialRecord
+from model_store.builder.results import Results
 from model_store.builder.study import Cell, Trial
 from model_store.manifest import Split
 from tests.tiny_torch import make_tiny_encoder, write_records

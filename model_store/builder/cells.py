@@ -24,19 +24,8 @@ from model_store.builder.evaluate import (
 from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
-from model_store.builder.records import (
-    CellRecord,
-    Interval,
-    Origin,
-    Results,
-    StepRecord,
-    TaskRecord,
-    Times,
-    TrialRecord,
-    compacted,
-    searched_before,
-    unit_key,
-)
+from model_store.builder.records import CellRecord, Interval, StepRecord, TaskRecord, Times, TrialRecord, compacted
+from model_store.builder.results import Origin, Results, searched_before, unit_key
 from model_store.builder.runner import Runner, using
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, of_arm, steps_to
 from model_store.machine import describe_machine

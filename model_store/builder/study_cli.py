@@ -15,7 +15,8 @@ from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
 from model_store.builder.fetch import cache_folder
 from model_store.builder.progress import ConsoleProgress, Progress
-from model_store.builder.records import CellRecord, Results, expanded
+from model_store.builder.records import CellRecord, expanded
+from model_store.builder.results import Results
 from model_store.builder.runner import key_of
 from model_store.builder.study import STUDIES, Study, study_of
 from model_store.builder.study_report import stated_interval, write_study_report

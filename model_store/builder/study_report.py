@@ -13,8 +13,9 @@ import numpy as np
 from model_store.builder.data import metrics_of
 from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric, Predictions
-from model_store.builder.records import CellRecord, Results, TaskRecord, expanded
+from model_store.builder.records import CellRecord, TaskRecord, expanded
 from model_store.builder.report import markdown_table, new_figure, triple
+from model_store.builder.results import Results
 from model_store.builder.study import PREDECESSOR, Study
 from model_store.statistics import Estimate, Samples, crossed_bootstrap, paired_bootstrap
 
