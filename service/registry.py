@@ -151,9 +151,10 @@ class Registry:
             async with self._changing:
                 if model not in self.table.models:
                     self._at_hand[model] = await asyncio.to_thread(self._load, model)
-            yield
         except (ClassifierError, InferenceError) as error:
             raise UnusableVersionError(f"{model} can't be served: {error}") from error
+        try:
+            yield
         finally:
             self._at_hand.pop(model, None)
 

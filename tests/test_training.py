@@ -223,6 +223,15 @@ class _HeadOnly(Method):
         return [parameter for name, parameter in student.named_parameters() if name.startswith("classifier")]
 
 
+class Counting(Method):
+    """Knows at which step it is."""
+
+    step = 0
+
+    def before_step(self, step: int, total: int) -> None:
+        self.step = step
+
+
 def direct(method: Method, world: tuple[Path, Path, StepContext], folder: Path, **changes: object) -> Figures:
     scratch, output = folder / "scratch", folder / "output"
     scratch.mkdir(parents=True)
@@ -248,13 +257,8 @@ def test_gradients_are_clipped_over_the_trained_parameters_only(
 def test_the_best_epoch_on_dev_is_kept_where_the_recipe_says_so(
     world: tuple[Path, Path, StepContext], tmp_path: Path
 ) -> None:
-    class Spoilt(Method):
+    class Spoilt(Counting):
         """Unlearns in every step after the first epoch."""
-
-        step = 0
-
-        def before_step(self, step: int, total: int) -> None:
-            self.step = step
 
         def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
             return super().loss(outputs, batch, problem) * (1 if self.step < STEPS // 2 else -100)
@@ -371,12 +375,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training(world: tuple[Path, Path,
 def test_a_loss_that_is_lost_in_the_last_steps_is_noticed(
     world: tuple[Path, Path, StepContext], tmp_path: Path
 ) -> None:
-    class LostAtLast(Method):
-        step = 0
-
-        def before_step(self, step: int, total: int) -> None:
-            self.step = step
-
+    class LostAtLast(Counting):
         def loss(self, outputs: SequenceClassifierOutput, batch: Batch, problem: Problem) -> torch.Tensor:
             return super().loss(outputs, batch, problem) * (float("nan") if self.step == STEPS - 1 else 1)
 
