@@ -62,7 +62,7 @@ class StubServer:
         self._close = close
         self._silent = silent
         self._loop = asyncio.new_event_loop()
-        self._writers: list[asyncio.StreamWriter] = []
+        self._served: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self._thread = threading.Thread(target=self._loop.run_forever)
 
     def __enter__(self) -> Self:
@@ -79,17 +79,26 @@ class StubServer:
         self._loop.close()
 
     async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return await asyncio.start_server(self._accept, "127.0.0.1", 0)
 
     async def _shut(self) -> None:
+        # asyncio loses a connection that it is accepting when its server closes: let it finish first.
+        while accepting := self._accepting():
+            await asyncio.gather(*accepting)
         self._server.close()
-        for writer in self._writers:
-            writer.close()
-        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+        for writer in self._served:
+            writer.transport.abort()
+        await asyncio.gather(*self._served.values())
+
+    def _accepting(self) -> set[asyncio.Task[Any]]:
+        """The tasks that are not ours."""
+        return asyncio.all_tasks() - {asyncio.current_task(), *self._served.values()}
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._served[writer] = self._loop.create_task(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writers.append(writer)
         try:
             while await self._answer(reader, writer):
                 pass
