@@ -108,6 +108,11 @@ class Engine:
         """How long a job that came now would wait for a worker, at the rate at which work gets done."""
         return self._backlog_s * self._drain_ratio / max(1, len(self._pool.live))
 
+    @property
+    def full(self) -> bool:
+        """Whether a job that came now would be refused for the others that wait."""
+        return self.predicted_wait_s > self._max_wait_s
+
     def check_admission(self) -> None:
         """Refuse a request, before its body is read, if the queue is full.
 
@@ -117,8 +122,8 @@ class Engine:
         """
         if not self.able:
             raise ShuttingDownError("the server is going down or has lost its workers: send the request to another")
-        wait = self.predicted_wait_s
-        if wait > self._max_wait_s:
+        if self.full:
+            wait = self.predicted_wait_s
             raise OverloadedError(
                 f"the queue is full (a wait of {wait * 1e3:.0f} ms is predicted): retry later",
                 retry_after_s=wait - self._max_wait_s,

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from model_store.errors import SuccessorError
 from service.api.common import WHOLE, Connection, Headers, Service, explain
 from service.api.dialects import TABLE
+from service.api.envelope import refusal_at_once
 from service.errors import (
     BodyTooLargeError,
     HeaderTooLargeError,
@@ -52,14 +53,21 @@ class Sender:
             RuntimeError: a header has an end of line in it, or the answer was sent already.
         """
         cycle = self._cycle
-        body: bytes | None = message.get(WHOLE)
-        if body is None or cycle.response_started:
+        if WHOLE not in message or cycle.response_started:
             await cycle.send(message)  # type: ignore[arg-type]
             return
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
-        if cycle.disconnected:
-            return
+        if not cycle.disconnected:
+            self.write(message)
+
+    def write(self, message: Message) -> None:
+        """Send a whole answer to a client that is there and reads.
+
+        Raises:
+            RuntimeError: a header has an end of line in it.
+        """
+        cycle, body = self._cycle, message[WHOLE]
         headers: Headers = [*cycle.default_headers, *message["headers"]]
         if (b"connection", b"close") in headers:
             cycle.keep_alive = False
@@ -160,6 +168,12 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - see Sender for its types
         self._running = cycle
         cycle.scope["extensions"] = {WHOLE: {}}
+        # One of several requests in a row would be answered from within the answer to the one before it.
+        if self._service.engine.full and not self.pipeline and not self.flow.write_paused:
+            refusal = refusal_at_once(cycle.scope, TABLE.find(cycle.scope["path"]))  # type: ignore[arg-type]
+            if refusal is not None:
+                Sender(cycle).write(refusal)
+                return
         super()._start_asgi_task(cycle, lambda scope, receive, _: app(scope, receive, Sender(cycle)))
 
     def on_message_complete(self) -> None:

@@ -26,6 +26,9 @@ HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 BODY = json.dumps({"model": "tiny", "input": "a good film"}).encode()
 WHOLE = HEAD % len(BODY) + BODY
 
+Answer = tuple[int, dict[str, str], dict[str, Any]]
+"""Status, headers and body."""
+
 
 class Listening:
     """The app behind `Protocol` on a socket, in this process, and the clock that a sweep goes by."""
@@ -73,7 +76,7 @@ class Peer:
         self.connection = connection
         self.file = connection.makefile("rb")
 
-    def answer(self) -> tuple[int, dict[str, str], dict[str, object]]:
+    def answer(self) -> Answer:
         status = int(self.file.readline().split()[1])
         lines = iter(self.file.readline, b"\r\n")
         headers = {name: value.strip() for name, _, value in (line.decode().partition(":") for line in lines)}
@@ -514,7 +517,7 @@ def test_a_body_without_end_is_refused_and_then_cut_off(store: ModelStore, tiny:
                 peer.connection.sendall(piece)
                 sent += len(piece)
         status, _, body = peer.answer()
-        assert (status, body["error"]["code"]) == (413, "body_too_large")  # type: ignore[index]
+        assert (status, body["error"]["code"]) == (413, "body_too_large")
         listening.sweep(later_s=1.5)
         assert listening.refusals("body_too_large") == 1
         assert listening.refusals("client_closed_request") == 0

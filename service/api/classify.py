@@ -27,7 +27,7 @@ HINTS = {"input": "input must be a text, a list of texts, or a list of [text, pa
 async def classify(call: Call) -> Reply:
     """Answer one request."""
     service, settings = call.service, call.service.settings
-    request = parse_body(ClassifyRequest, await call.admitted_body(), HINTS)
+    request = parse_body(ClassifyRequest, await call.body(), HINTS)
     route = service.registry.route(request.model)
     given = request.input if isinstance(request.input, list) else [request.input]
     check_count(len(given), settings, "input")
@@ -91,4 +91,4 @@ def _threshold(contract: ScoreContract, *, raw: bool) -> float:
     return math.log(share / (1 - share))
 
 
-ENDPOINTS = (Endpoint(NATIVE, "POST", "/v1/classify", classify, "infer"),)
+ENDPOINTS = (Endpoint(NATIVE, "POST", "/v1/classify", classify, "infer", work=True),)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from model_store.errors import SuccessorError
 from model_store.store import ModelStore
@@ -197,14 +197,20 @@ def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
     return Reply(status, body, headers)
 
 
-async def send_reply(scope: Scope, send: Send, reply: Reply) -> None:
-    """Send an answer, in one message where the server takes that."""
+def whole_message(reply: Reply) -> Message:
+    """An answer in one message."""
     length = b"%d" % len(reply.body)
     headers: Headers = [(b"content-type", reply.content_type), (b"content-length", length), *reply.headers]
-    start = {"type": "http.response.start", "status": reply.status, "headers": headers}
+    return {"type": "http.response.start", "status": reply.status, "headers": headers, WHOLE: reply.body}
+
+
+async def send_reply(scope: Scope, send: Send, reply: Reply) -> None:
+    """Send an answer, in one message where the server takes that."""
+    start = whole_message(reply)
     if WHOLE in scope.get("extensions", ()):
-        await send({**start, WHOLE: reply.body})
+        await send(start)
     else:
+        del start[WHOLE]
         await send(start)
         await send({"type": "http.response.body", "body": reply.body})
 

@@ -71,11 +71,6 @@ class Call:
         """Its whole body, within the server's limit; see `read_body`."""
         return read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
 
-    def admitted_body(self) -> Awaitable[bytes]:
-        """The body of a request for work, which is refused before it is read if the queue is full."""
-        self.service.engine.check_admission()
-        return self.body()
-
     def deadline(self, *, within_s: float | None = None) -> float:
         """When its answer must have been computed, by its headers or, if sooner, `within_s` after it came."""
         deadline = deadline_of(self.headers, self.started, self.service.settings.request_timeout_ms / 1e3)
@@ -217,6 +212,7 @@ class Endpoint:
         path: as in OpenAPI; `{name}` stands for one segment.
         handle: answers, or raises a `SuccessorError`.
         permission: what a caller must be allowed to; None: anybody may.
+        work: it asks a model for answers, and is refused before its body is read if the queue is full.
     """
 
     dialect: Dialect
@@ -224,6 +220,19 @@ class Endpoint:
     path: str
     handle: Handler
     permission: Permission | None
+    work: bool = False
+
+    def enter(self, service: Service, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Let a request in, before its body is read.
+
+        Raises:
+            SuccessorError: it came to the wrong port, may not do this, or there is too much to do.
+        """
+        if self.permission is not None:
+            check_port(service, scope, self.permission)
+            authorise(service, headers, self.permission)
+        if self.work:
+            service.engine.check_admission()
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, parameters: tuple[str, ...]) -> None:
         """Answer one request, inside `Envelope`; every expected error is answered in the dialect's shape."""
@@ -232,9 +241,7 @@ class Endpoint:
         headers: dict[bytes, bytes] = scope["state"]["headers"]
         try:
             call = Call(service, scope, receive, headers, parameters, connection, service.engine.clock())
-            if self.permission is not None:
-                check_port(service, scope, self.permission)
-                authorise(service, headers, self.permission)
+            self.enter(service, scope, headers)
             reply = await self.handle(call)
         except SuccessorError as error:
             # A client that was refused while it sent is gone because the server has answered, and counted, that.

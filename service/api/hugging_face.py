@@ -75,7 +75,7 @@ _DEFAULTS = PipelineParameters()
 
 async def pipeline(call: Call) -> Reply:
     """Answer one request."""
-    request = parse_body(PipelineRequest, await call.admitted_body(), _HINTS)
+    request = parse_body(PipelineRequest, await call.body(), _HINTS)
     parameters = request.parameters or _DEFAULTS
     route = call.service.registry.route(call.parameters[0])
     contract = route.model.manifest.scores
@@ -100,4 +100,4 @@ async def pipeline(call: Call) -> Reply:
     return Reply(200, orjson.dumps(document), timing_headers(answered))
 
 
-ENDPOINTS = (Endpoint(HUGGING_FACE, "POST", "/models/{model}", pipeline, "infer"),)
+ENDPOINTS = (Endpoint(HUGGING_FACE, "POST", "/models/{model}", pipeline, "infer", work=True),)

@@ -14,7 +14,7 @@ import orjson
 
 from service.api import open_inference_models as models
 from service.api.common import NOWHERE, Connection, Dialect, Headers, Reply, Service
-from service.api.endpoint import Answered, Call, Endpoint, ask, check_texts, timing_headers
+from service.api.endpoint import Answered, Call, Endpoint, Handler, ask, check_texts, timing_headers
 from service.api.open_inference_schema import InferInput, InferOutput, InferParameters, InferRequest
 from service.api.parsing import parse_body
 from service.api.tensors import (
@@ -95,7 +95,7 @@ async def infer(
 
 
 async def _infer(call: Call) -> Reply:
-    body = await call.admitted_body()
+    body = await call.body()
     request_id, request = decode(body, call.headers.get(JSON_LENGTH), models.reference_of(*call.parameters))
     answered, wanted, outputs = await infer(
         call.service,
@@ -260,10 +260,10 @@ async def _unload(call: Call) -> Reply:
     return _json(200, {})
 
 
-def _of_models(method: str, path: str, handle: Any) -> list[Endpoint]:  # noqa: ANN401 - a handler
+def _of_models(method: str, path: str, handle: Handler, *, work: bool = False) -> list[Endpoint]:
     """One route with and one without a version."""
     return [
-        Endpoint(OPEN_INFERENCE, method, f"/v2/models/{{model}}{version}{path}", handle, "infer")
+        Endpoint(OPEN_INFERENCE, method, f"/v2/models/{{model}}{version}{path}", handle, "infer", work)
         for version in ("", "/versions/{version}")
     ]
 
@@ -272,7 +272,7 @@ ENDPOINTS = (
     Endpoint(OPEN_INFERENCE, "GET", "/v2", _server, None),
     Endpoint(OPEN_INFERENCE, "GET", "/v2/health/live", _live, None),
     Endpoint(OPEN_INFERENCE, "GET", "/v2/health/ready", _ready, None),
-    *_of_models("POST", "/infer", _infer),
+    *_of_models("POST", "/infer", _infer, work=True),
     *_of_models("GET", "", _metadata),
     *_of_models("GET", "/ready", _model_ready),
     *_of_models("GET", "/config", _config),

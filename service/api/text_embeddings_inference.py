@@ -97,7 +97,7 @@ class PredictRequest(BaseModel):
 
 async def predict(call: Call) -> Reply:
     """Answer one request."""
-    request = parse_body(PredictRequest, await call.admitted_body(), _HINTS)
+    request = parse_body(PredictRequest, await call.body(), _HINTS)
     route = _default_route(call)
     if isinstance(request.inputs, list):
         check_count(len(request.inputs), call.service.settings, "inputs")
@@ -199,7 +199,7 @@ async def health(call: Call) -> Reply:
 
 ENDPOINTS = (
     *(
-        Endpoint(TEXT_EMBEDDINGS_INFERENCE, "POST", path, predict, "infer")
+        Endpoint(TEXT_EMBEDDINGS_INFERENCE, "POST", path, predict, "infer", work=True)
         for path in ("/predict", "/", "/invocations")
     ),
     Endpoint(TEXT_EMBEDDINGS_INFERENCE, "GET", "/info", info, "infer"),

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -86,12 +86,14 @@ class Origin:
         return head.encode("ascii") + content
 
 
-class _Answer(NamedTuple):
-    """What is known when the parser has seen an answer's end."""
+class _Asked(NamedTuple):
+    """The request that waits for its answer."""
 
-    ended: float
-    status: int
-    keep_alive: bool
+    number: int
+    due: float
+    sent: float
+    timer: asyncio.TimerHandle
+    ended: Callable[[Reply | LoadError], None]
 
 
 class Connection(asyncio.Protocol):
@@ -101,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._origin = origin
         self._limit = limit_seconds
         self._transport: asyncio.Transport | None = None  # set by `open`, None again when either side has closed
-        self._answer: asyncio.Future[_Answer] | None = None  # made by `ask`; ended by the answer, a loss or the limit
+        self._asked: _Asked | None = None  # set by `begin`; None again after the answer, a loss or the limit
         self._parser = HttpResponseParser(self)
         self._body: list[bytes] = []  # of the answer that is coming in
 
@@ -129,35 +131,74 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abandon(self) -> None:
+        """Hang up without another word: an answer that comes late must not be taken for the next request's."""
+        self._forget()
+        self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request can be sent at once."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def begin(self, request: bytes, index: int, due: float | None, ended: Callable[[Reply | LoadError], None]) -> None:
+        """Send one request over a connection that is open, without a task that waits for its answer.
+
+        Args:
+            request: the bytes.
+            index: of the request, for its reply.
+            due: when it should have been sent, or None: now.
+            ended: called once with the reply, or with what `ask` would raise; it must not raise anything itself.
+
+        Raises:
+            LoadError: the connection is closed; nothing was sent.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise LoadError(f"{self._origin.url} closed the connection before a request was sent")
+        self._body = []
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._limit, self._fail, f"gave no answer within {self._limit:g} s")
+        sent = perf_counter()
+        self._asked = _Asked(index, sent if due is None else due, sent, timer, ended)
+        transport.write(request)
+
     async def ask(self, request: bytes, index: int = 0, due: float | None = None) -> Reply:
         """Send one request and wait for its answer.
 
         Raises:
             LoadError: no connection, the connection was lost, no answer within the limit, or not HTTP.
         """
-        transport = await self.open()
-        if transport.is_closing():  # the server ended it before this task had its turn: nothing would be written
-            raise LoadError(f"{self._origin.url} closed the connection before a request was sent")
-        loop = asyncio.get_running_loop()
-        self._answer = loop.create_future()
-        self._body = []
-        timer = loop.call_later(self._limit, self._fail, f"gave no answer within {self._limit:g} s")
-        sent = perf_counter()
-        transport.write(request)
+        await self.open()
+        outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def end(ended: Reply | LoadError) -> None:
+            if outcome.done():
+                return
+            if isinstance(ended, LoadError):
+                outcome.set_exception(ended)
+            else:
+                outcome.set_result(ended)
+
+        self.begin(request, index, due, end)
         try:
-            answer = await self._answer
-        except BaseException:
-            self.close()  # an answer that comes late must not be taken for the next request's
+            return await outcome
+        except asyncio.CancelledError:
+            self.abandon()
             raise
-        finally:
-            timer.cancel()
-        if not answer.keep_alive:
-            self.close()
-        return Reply(index, answer.status, b"".join(self._body), sent if due is None else due, sent, answer.ended)
+
+    def _forget(self) -> _Asked | None:
+        """The request that waited, which nobody waits for any more."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.timer.cancel()
+        return asked
 
     def _fail(self, reason: str) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(LoadError(f"{self._origin.url} {reason}"))
+        asked = self._forget()
+        if asked is not None:
+            self.close()
+            asked.ended(LoadError(f"{self._origin.url} {reason}"))
 
     # asyncio's callbacks
 
@@ -174,7 +215,7 @@ class Connection(asyncio.Protocol):
 
         If it had not, its system resets the connection when the bytes that nobody reads arrive.
         """
-        if self._answer is None or self._answer.done():
+        if self._asked is None:
             return False
         asyncio.get_running_loop().call_later(_RESET_SECONDS, self._judge_end)
         return True
@@ -198,10 +239,14 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Stamp the answer: the parser forgets status and keep-alive right after this call."""
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(
-                _Answer(perf_counter(), self._parser.get_status_code(), self._parser.should_keep_alive())
-            )
+        ended = perf_counter()
+        asked = self._forget()
+        if asked is None:
+            return
+        if not self._parser.should_keep_alive():
+            self.close()
+        status, body = self._parser.get_status_code(), b"".join(self._body)
+        asked.ended(Reply(asked.number, status, body, asked.due, asked.sent, ended))
 
 
 def _closed(reason: str) -> str:

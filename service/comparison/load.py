@@ -8,23 +8,32 @@ omission).
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import json
 import math
+from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from service.comparison.connection import NO_ANSWER, Connection, Origin, Reply
 from service.comparison.errors import LoadError
-from service.comparison.timer import exact_timer
+from service.comparison.timer import WaitUntil, exact_timer
 from service.scheduling import LOOP_SLICE_S, SYSTEM_SLICE_S, real_time, set_time_slice
 
 LIMIT_SECONDS = 60.0
 
 Result = TypeVar("Result")
+
+
+class _Request(NamedTuple):
+    content: bytes
+    number: int
+    due: float | None
 
 
 class Client:
@@ -41,16 +50,23 @@ class Client:
         self, url: str, connections: int, *, strict: bool = True, limit_seconds: float = LIMIT_SECONDS
     ) -> None:
         self.origin = Origin.parse(url)
-        self._strict = strict
+        self.strict = strict
+        self.connections: list[Connection] = []
         self._limit = limit_seconds
-        self._connections = [Connection(self.origin, limit_seconds) for _ in range(connections)]
+        for _ in range(connections):
+            self.add_connection()
+
+    def add_connection(self) -> Connection:
+        """One more, not open yet."""
+        self.connections.append(Connection(self.origin, self._limit))
+        return self.connections[-1]
 
     async def __aenter__(self) -> Self:
-        await _all(connection.open() for connection in self._connections)
+        await _all(connection.open() for connection in self.connections)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for connection in self._connections:
+        for connection in self.connections:
             connection.close()
 
     async def ask(self, request: bytes, index: int = 0) -> Reply:
@@ -59,7 +75,7 @@ class Client:
         Raises:
             LoadError: as in `closed_loop`.
         """
-        return await self._ask(self._connections[0], request, index)
+        return await self._ask(self.connections[0], request, index)
 
     async def closed_loop(self, requests: Iterable[bytes], *, seconds: float = math.inf) -> list[Reply]:
         """Send the requests in order over all connections until they, or the seconds, are used up.
@@ -81,7 +97,7 @@ class Client:
                     return
                 replies.append(await self._ask(connection, request, index))
 
-        await _all(caller(connection) for connection in self._connections)
+        await _all(caller(connection) for connection in self.connections)
         replies.sort(key=lambda reply: reply.index)
         return replies
 
@@ -99,50 +115,109 @@ class Client:
         Raises:
             LoadError: as in `closed_loop`.
         """
-        start = perf_counter()
-        free = list(self._connections)
-        slots = asyncio.Semaphore(max_connections)
-        replies: list[Reply] = []
+        return await _OpenLoop(self, requests, arrivals, max_connections).run()
 
-        async def call(index: int, request: bytes, due: float) -> None:
-            if free:
-                connection = free.pop()
-            else:
-                connection = Connection(self.origin, self._limit)
-                self._connections.append(connection)
-            try:
-                replies.append(await self._ask(connection, request, index, due))
-            finally:
-                free.append(connection)
-                slots.release()
+    async def _ask(self, connection: Connection, content: bytes, index: int) -> Reply:
+        request = _Request(content, index, None)
+        return self.judged(request, await _outcome(connection, request))
 
-        async def schedule() -> None:
-            with real_time(), exact_timer() as wait_until:
-                async with asyncio.TaskGroup() as calls:
-                    for index, arrival in enumerate(arrivals):
-                        due = start + arrival
-                        await wait_until(due)
-                        await slots.acquire()
-                        calls.create_task(call(index, next(requests), due))
+    def judged(self, request: _Request, outcome: Reply | LoadError) -> Reply:
+        """What a request is recorded with.
 
-        await _all([schedule()])
-        replies.sort(key=lambda reply: reply.index)
-        return replies
-
-    async def _ask(self, connection: Connection, request: bytes, index: int, due: float | None = None) -> Reply:
-        try:
-            reply = await connection.ask(request, index, due)
-        except LoadError as error:
-            if self._strict:
-                raise
+        Raises:
+            LoadError: strict, and it has no answer of 200.
+        """
+        if isinstance(outcome, LoadError):
+            if self.strict:
+                raise outcome
             now = perf_counter()
-            return Reply(index, NO_ANSWER, str(error).encode(), due or now, now, now)
-        if self._strict and reply.status != 200:
-            _, _, body = request.partition(b"\r\n\r\n")
+            return Reply(request.number, NO_ANSWER, str(outcome).encode(), request.due or now, now, now)
+        if self.strict and outcome.status != 200:
+            _, _, body = request.content.partition(b"\r\n\r\n")
             raise LoadError(
-                f"{self.origin.url} answered {reply.status} to {_shortened(body, 80)}: {_message_of(reply.body)}"
+                f"{self.origin.url} answered {outcome.status} to {_shortened(body, 80)}: {_message_of(outcome.body)}"
             )
-        return reply
+        return outcome
+
+
+class _OpenLoop:
+    """One run of `Client.open_loop`, without a task for each answer: it runs beside a server with too much to do."""
+
+    def __init__(
+        self, client: Client, requests: Iterator[bytes], arrivals: Sequence[float], max_connections: int
+    ) -> None:
+        self._client = client
+        self._requests = requests
+        self._arrivals = arrivals
+        self._most = max_connections
+        self._free = list(client.connections)
+        self._busy: set[Connection] = set()
+        self._waiting: deque[_Request] = deque()  # due, while as many are unanswered as may be
+        self._replies: list[Reply] = []
+        # Ended by the last answer, or by the first error of a strict client.
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._opening = asyncio.TaskGroup()
+
+    async def run(self) -> list[Reply]:
+        """Send them all, and return the replies in the order of the arrivals."""
+        if not self._arrivals:
+            return []
+        try:
+            with real_time(), exact_timer() as wait_until, _first_error():
+                async with self._opening:
+                    self._opening.create_task(self._schedule(wait_until))
+                    await self._answered
+        finally:
+            for connection in self._busy:
+                connection.abandon()
+        self._replies.sort(key=lambda reply: reply.index)
+        return self._replies
+
+    async def _schedule(self, wait_until: WaitUntil) -> None:
+        start = perf_counter()
+        for index, arrival in enumerate(self._arrivals):
+            due = start + arrival
+            await wait_until(due)
+            self._send(_Request(next(self._requests), index, due))
+
+    def _send(self, request: _Request) -> None:
+        if self._free:
+            connection = self._free.pop()
+        elif len(self._busy) < self._most:
+            connection = self._client.add_connection()
+        else:
+            self._waiting.append(request)
+            return
+        self._busy.add(connection)
+        if connection.is_open:
+            connection.begin(*request, functools.partial(self._end, connection, request))
+        else:
+            self._opening.create_task(self._open_and_send(connection, request))
+
+    async def _open_and_send(self, connection: Connection, request: _Request) -> None:
+        self._end(connection, request, await _outcome(connection, request))
+
+    def _end(self, connection: Connection, request: _Request, outcome: Reply | LoadError) -> None:
+        if self._answered.done():
+            return
+        self._busy.remove(connection)
+        self._free.append(connection)
+        try:
+            self._replies.append(self._client.judged(request, outcome))
+        except LoadError as error:
+            self._answered.set_exception(error)
+            return
+        if self._waiting:
+            self._send(self._waiting.popleft())
+        elif len(self._replies) == len(self._arrivals):
+            self._answered.set_result(None)
+
+
+async def _outcome(connection: Connection, request: _Request) -> Reply | LoadError:
+    try:
+        return await connection.ask(*request)
+    except LoadError as error:
+        return error
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
@@ -174,10 +249,17 @@ def run(main: Coroutine[object, object, Result]) -> Result:
 
 async def _all(calls: Iterable[Coroutine[Any, Any, object]]) -> None:
     """Await them all at once; the first LoadError ends the others and is raised as itself."""
-    try:
+    with _first_error():
         async with asyncio.TaskGroup() as group:
             for call in calls:
                 group.create_task(call)
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raise the first error of a group as itself."""
+    try:
+        yield
     except ExceptionGroup as errors:
         error: Exception = errors
         while isinstance(error, ExceptionGroup):

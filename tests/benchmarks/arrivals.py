@@ -6,6 +6,7 @@ import heapq
 import itertools
 import resource
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from service.comparison import load
 from service.comparison.connection import Reply
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import EngineAlone
-from tests.benchmarks.figures import Figure, Report, at_least, at_most
+from tests.benchmarks.figures import Figure, Report, at_least, at_most, ratio_of_rounds
 from tests.benchmarks.servers import Target
 from tests.benchmarks.throughput import Rates
 from tests.benchmarks.wrk import drive, processor_seconds
@@ -47,55 +48,87 @@ def measure_arrivals(engine: EngineAlone, served: Target, effort: Effort, report
     """Report p50 and p99 under Poisson arrivals, and their ratios to the ideal queue of the same arrivals.
 
     Capacity is the ideal queue's own: cores ÷ mean seconds of one text. Batches of several texts may do more than that.
+    Service, engine and the calls' times take turns, since the machine's speed may change within a minute.
     """
-    subject = engine.subject.label
     for share in SHARES:
-        times = [engine.service_times(cores) for _ in range(2)]
-        rate = share * cores / float(np.median(times, axis=0).mean())
-        arrivals = load.poisson_arrivals(rate, effort.arrivals_seconds, seed=int(100 * share))
-        replies = load.run(_open_loop(served, arrivals, _NO_HEADERS))
-        in_process = engine.latencies(arrivals, cores)
-        services = np.median([*times, *(engine.service_times(cores) for _ in range(2))], axis=0)
-        bad = sum(reply.status != 200 for reply in replies)
-        latencies = np.array([reply.latency for reply in replies if reply.status == 200])
-        texts = itertools.islice(itertools.cycle(services.tolist()), len(arrivals))
-        ideal = ideal_latencies(arrivals, list(texts), cores)
-        at = f"{100 * share:.0f} % of capacity"
-        late = float(np.quantile([reply.sent - reply.due for reply in replies], 0.99))
-        note = f"{rate:.0f}/s, {len(arrivals)} requests, {bad} failed; generator late by {1000 * late:.2f} ms (p99)"
+        seen = _Arrivals()
+        before = engine.service_times(cores)
+        for number in range(effort.arrivals_rounds):
+            rate = share * cores / float(before.mean())
+            arrivals = load.poisson_arrivals(rate, effort.arrivals_seconds, seed=int(100 * share) + number)
+            seen.replies += load.run(_open_loop(served, arrivals, _NO_HEADERS))
+            seen.in_process.append(engine.latencies(arrivals, cores))
+            after = engine.service_times(cores)
+            texts = itertools.islice(itertools.cycle(((before + after) / 2).tolist()), len(arrivals))
+            seen.ideal.append(ideal_latencies(arrivals, list(texts), cores))
+            seen.rates.append(rate)
+            before = after
+        seen.report(share, engine.subject.label, report)
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """What all rounds of one share gave."""
+
+    replies: list[Reply] = field(default_factory=list)
+    in_process: list[NDArray[np.float64]] = field(default_factory=list)
+    ideal: list[NDArray[np.float64]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def report(self, share: float, subject: str, report: Report) -> None:
+        """Add the figures of the rounds together."""
+        latencies = np.array([reply.latency for reply in self.replies if reply.status == 200])
+        failed = len(self.replies) - len(latencies)
+        late = 1000 * float(np.quantile([reply.sent - reply.due for reply in self.replies], 0.99))
+        note = f"{np.mean(self.rates):.0f}/s, {len(self.replies)} requests, {failed} failed"
+        note += f"; generator late by {late:.2f} ms (p99)"
         for quantile in (0.5, 0.99):
-            seen, best = float(np.quantile(latencies, quantile)), float(np.quantile(ideal, quantile))
-            name = f"p{100 * quantile:.0f} at {at}"
-            report.add(Figure(subject, name, 1000 * seen, "ms", note=f"ideal queue {1000 * best:.1f} ms; {note}"))
+            seen, best, alone = (
+                1000 * float(np.quantile(times, quantile))
+                for times in (latencies, np.concatenate(self.ideal), np.concatenate(self.in_process))
+            )
+            name = f"p{100 * quantile:.0f} at {100 * share:.0f} % of capacity"
+            report.add(Figure(subject, name, seen, "ms", note=f"ideal queue {best:.1f} ms; {note}"))
             bar = at_most(IDEAL_BAR) if quantile == 0.99 and share <= 0.7 else None
             report.add(Figure(subject, f"{name} ÷ ideal queue", seen / best, bar=bar))
-            alone = float(np.quantile(in_process, quantile))
-            fed = f"the engine alone, fed the same arrivals in this process: {1000 * alone:.1f} ms"
+            fed = f"the engine alone, fed the same arrivals in this process: {alone:.1f} ms"
             report.add(Figure(subject, f"{name} ÷ engine alone", seen / alone, note=fed))
 
 
 def measure_overload(served: Target, rates: Rates, effort: Effort, report: Report, *, label: str) -> None:
-    """Report useful answers, refusals and kept deadlines at three times the engine's capacity."""
-    before = _closed_rate(served, effort)
-    arrivals = load.poisson_arrivals(OVERLOAD * rates.engine, effort.overload_seconds, seed=300)
-    used = processor_seconds(resource.RUSAGE_SELF)
-    replies = load.run(_open_loop(served, arrivals, {"request-timeout-ms": str(DEADLINE_MS)}))
-    used = processor_seconds(resource.RUSAGE_SELF) - used
-    own = (before + _closed_rate(served, effort)) / 2
-    accepted = [reply for reply in replies if reply.status in {200, 504}]
-    useful = [reply for reply in accepted if reply.status == 200 and 1000 * reply.latency <= DEADLINE_MS]
+    """Report useful answers, refusals and kept deadlines at three times the engine's capacity, in turns with a load.
+
+    The load is a closed loop of 16 connections, whose rate useful answers are compared with.
+    """
+    own = [_closed_rate(served, effort)]
+    useful_rates: list[float] = []
+    replies: list[Reply] = []
+    generator_seconds = seconds = 0.0
+    useful = 0
+    for number in range(effort.rounds):
+        arrivals = load.poisson_arrivals(OVERLOAD * rates.engine, effort.overload_seconds, seed=300 + number)
+        used = processor_seconds(resource.RUSAGE_SELF)
+        seen = load.run(_open_loop(served, arrivals, {"request-timeout-ms": str(DEADLINE_MS)}))
+        generator_seconds += processor_seconds(resource.RUSAGE_SELF) - used
+        own.append(_closed_rate(served, effort))
+        in_time = sum(reply.status == 200 and 1000 * reply.latency <= DEADLINE_MS for reply in seen)
+        span = max(reply.ended for reply in seen) - min(reply.due for reply in seen)
+        useful_rates.append(in_time / span)
+        useful, seconds, replies = useful + in_time, seconds + span, replies + seen
+    accepted = sum(reply.status in {200, 504} for reply in replies)
     refused = [reply for reply in replies if reply.status in {429, 503}]
-    others = len(replies) - len(accepted) - len(refused)
-    span = max(reply.ended for reply in replies) - min(reply.due for reply in replies)
-    cpu = f"{len(replies)} requests; the generator used {used / span:.2f} of a core"
-    goodput = len(useful) / span / own
-    report.add(Figure(label, "overload: useful answers ÷ own closed loop", goodput, bar=at_least(0.85), note=cpu))
+    cpu = f"{len(replies)} requests; the generator used {generator_seconds / seconds:.2f} of a core"
+    goodput = ratio_of_rounds(useful_rates, [(before + after) / 2 for before, after in itertools.pairwise(own)])
+    name = "overload: useful answers ÷ own closed loop"
+    report.add(Figure(label, name, goodput.value, interval=goodput.interval, bar=at_least(0.85), note=cpu))
     if refused:
         p99 = 1000 * float(np.quantile([reply.ended - reply.sent for reply in refused], 0.99))
         note = f"{len(refused)} refused"
         report.add(Figure(label, "overload: refusal, p99", p99, "ms", bar=at_most(50), note=note))
-    kept = len(useful) / max(1, len(accepted))
-    report.add(Figure(label, "overload: accepted that met their deadline", kept, bar=at_least(0.99)))
+    report.add(
+        Figure(label, "overload: accepted that met their deadline", useful / max(1, accepted), bar=at_least(0.99))
+    )
+    others = len(replies) - accepted - len(refused)
     report.add(Figure(label, "overload: neither answered nor refused", others, bar=at_most(0)))
 
 
