@@ -12,6 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from transformers import (
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from model_store.builder.batches import Batch, Collator, LengthGroupedOrder, encode_row
+from model_store.builder.bfloat16 import mixed_precision
 from model_store.builder.errors import BuildExtraError, TrainingError
 from model_store.builder.evaluate import predictions_of
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
@@ -110,7 +112,8 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
             context.progress.note(
                 f"{parameters.operator}: going on from step {last.name.rpartition('-')[2]} of {total}"
             )
-        with warnings.catch_warnings():
+        precise = mixed_precision() if parameters.precision == "bfloat16" else nullcontext()
+        with warnings.catch_warnings(), precise:
             # Two checkpoints within a second: the trainer then orders them by their numbers, which is right.
             warnings.filterwarnings("ignore", message="mtime may not be reliable")
             mean_loss = trainer.train(resume_from_checkpoint=None if last is None else str(last)).training_loss
