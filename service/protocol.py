@@ -166,11 +166,16 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - see Sender for its types
+        if self.transport.is_closing():  # an answer has ended the connection, and the parser reads on
+            return
         self._running = cycle
         cycle.scope["extensions"] = {WHOLE: {}}
         # One of several requests in a row would be answered from within the answer to the one before it.
         if self._service.engine.full and not self.pipeline and not self.flow.write_paused:
-            refusal = refusal_at_once(cycle.scope, TABLE.find(cycle.scope["path"]))  # type: ignore[arg-type]
+            try:
+                refusal = refusal_at_once(cycle.scope, TABLE.find(cycle.scope["path"]))  # type: ignore[arg-type]
+            except Exception:  # noqa: BLE001 - the usual way answers and logs it; here it would be taken for bad HTTP
+                refusal = None
             if refusal is not None:
                 Sender(cycle).write(refusal)
                 return

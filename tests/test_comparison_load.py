@@ -35,9 +35,9 @@ def closed(url: str, asked: Iterable[bytes], connections: int = 1, seconds: floa
     return run(drive())
 
 
-def opened(url: str, arrivals: list[float], max_connections: int = 8) -> list[Reply]:
+def opened(url: str, arrivals: list[float], max_connections: int = 8, connections: int = 1) -> list[Reply]:
     async def drive() -> list[Reply]:
-        async with Client(url, 1) as client:
+        async with Client(url, connections) as client:
             return await client.open_loop(itertools.cycle(requests(url, 3)), arrivals, max_connections=max_connections)
 
     return run(drive())
@@ -201,10 +201,11 @@ def test_a_server_without_tls_is_refused_where_https_is_asked_for() -> None:
         closed(server.url.replace("http:", "https:"), requests(server.url, 1), limit_seconds=0.5)
 
 
-def test_an_open_loop_counts_the_wait_for_a_connection_from_the_time_the_request_was_due() -> None:
+@pytest.mark.parametrize("connections", [1, 8])
+def test_an_open_loop_counts_the_wait_for_a_connection_from_the_time_the_request_was_due(connections: int) -> None:
     with StubServer() as server:
-        replies = opened(server.url, [0.0] * 10, max_connections=1)
-    assert server.connections == 1
+        replies = opened(server.url, [0.0] * 10, max_connections=1, connections=connections)
+    assert server.connections == connections
     assert len({reply.due for reply in replies}) == 1
     assert [reply.latency for reply in replies] == sorted(reply.latency for reply in replies)
     assert all(before.ended <= after.sent for before, after in itertools.pairwise(replies))
@@ -219,6 +220,59 @@ def test_an_open_loop_opens_as_many_connections_as_there_are_unanswered_requests
 async def _impatient(url: str) -> list[Reply]:
     async with Client(url, 1, limit_seconds=0.2) as client:
         return await client.open_loop(iter(requests(url, 8)), [0.0] * 8)
+
+
+def test_an_open_loop_without_arrivals_is_over() -> None:
+    with StubServer() as server:
+        assert opened(server.url, []) == []
+
+
+def test_an_open_loop_of_a_client_that_is_not_strict_records_refusals_and_lost_connections() -> None:
+    answers: Iterator[tuple[int, Any] | None] = iter([(429, {}), None, labelled("positive")])
+
+    async def drive(url: str) -> list[Reply]:
+        async with Client(url, 1, strict=False) as client:
+            return await client.open_loop(iter(requests(url, 3)), [0.0, 0.0, 0.0], max_connections=1)
+
+    with StubServer(classify=lambda _: next(answers)) as server:
+        replies = run(drive(server.url))
+    assert [reply.status for reply in replies] == [429, NO_ANSWER, 200]
+
+
+def test_an_error_that_nobody_expected_ends_an_open_loop() -> None:
+    deep = b"HTTP/1.1 500 X\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000
+    with StubServer(classify=lambda _: deep) as server, pytest.raises(RecursionError):
+        opened(server.url, [0.0])
+
+
+def test_a_request_that_is_given_up_takes_its_connection_with_it() -> None:
+    async def drive(url: str) -> list[object]:
+        origin = Origin.parse(url)
+        connection, ended = Connection(origin, limit_seconds=0.05), list[object]()
+        await connection.open()
+        connection.begin(requests(url, 1)[0], 0, None, ended.append)
+        connection.abandon()
+        await asyncio.sleep(0.1)  # past the limit
+        assert not connection.is_open
+        with pytest.raises(LoadError, match="before a request was sent"):
+            connection.begin(requests(url, 1)[0], 0, None, ended.append)
+        return ended
+
+    with StubServer(silent=True) as server:
+        assert run(drive(server.url)) == []
+
+
+def test_a_strict_open_loop_leaves_no_request_behind_its_first_error() -> None:
+    async def drive(url: str) -> None:
+        async with Client(url, 3) as client:
+            with pytest.raises(LoadError, match="answered 429"):
+                await client.open_loop(iter(requests(url, 3)), [0.0] * 3)
+            await asyncio.sleep(0)
+            assert sum(connection.is_open for connection in client.connections) == 1  # the one that was answered
+
+    answer = itertools.count()
+    with StubServer(classify=lambda _: (429, {}) if next(answer) == 0 else b"HTTP/1.1 100 Continue\r\n\r\n") as server:
+        run(drive(server.url))
 
 
 def test_an_open_loop_sends_no_request_before_it_is_due() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
@@ -44,10 +48,17 @@ def overloaded(store: ModelStore, **settings: object) -> Iterator[Listening]:
             listening.client.service.engine._backlog_s = 0.0
 
 
+def protocols_of(listening: Listening) -> list[Protocol]:
+    return [one for one in list(listening.state.connections) if isinstance(one, Protocol)]
+
+
+def reading_is_paused(listening: Listening) -> bool:
+    return any(protocol.flow.read_paused for protocol in protocols_of(listening))
+
+
 def at_once(listening: Listening) -> bool:
     """Whether the only connection's last request was answered without the application."""
-    (protocol,) = listening.state.connections
-    assert isinstance(protocol, Protocol)
+    (protocol,) = protocols_of(listening)
     return "request_id" not in protocol.cycle.scope["state"]
 
 
@@ -97,6 +108,29 @@ def test_a_client_that_wants_its_connection_closed_has_it_closed(store: ModelSto
         assert peer.rest() == b""
 
 
+def test_nothing_is_made_of_requests_behind_one_that_ends_the_connection(store: ModelStore, tiny: ModelId) -> None:
+    old = post("/v1/classify", "Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0")
+    with overloaded(store) as listening, listening.connected() as peer:
+        _, headers, _ = ask(peer, old + post("/v1/classify"))
+        assert headers["connection"] == "close"
+        assert peer.rest() == b""
+        assert listening.refusals("overloaded") == 1
+
+
+def test_a_client_that_does_not_read_is_not_written_to_without_end(store: ModelStore, tiny: ModelId) -> None:
+    with overloaded(store) as listening, listening.connected() as peer:
+        peer.connection.setblocking(False)
+        block, sent = post("/v1/classify", body=b"") * 500, 0
+        while not reading_is_paused(listening):
+            try:
+                sent += peer.connection.send(block[sent % len(block) :])
+            except BlockingIOError:
+                time.sleep(0.001)
+            assert sent < 2**26
+        (protocol,) = protocols_of(listening)
+        assert protocol.transport.get_write_buffer_size() < 2**20
+
+
 def test_many_requests_sent_at_once_are_refused_in_their_order(store: ModelStore, tiny: ModelId) -> None:
     with overloaded(store) as listening, listening.connected() as peer:
         peer.connection.sendall(
@@ -109,8 +143,8 @@ def test_many_requests_sent_at_once_are_refused_in_their_order(store: ModelStore
 
 def test_requests_behind_one_that_is_being_answered_wait_for_their_turn(store: ModelStore, tiny: ModelId) -> None:
     with overloaded(store) as listening, listening.connected() as peer:
-        peer.connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" + post("/v1/classify") * 300)
-        assert [peer.answer()[0] for _ in range(301)] == [200] + [429] * 300
+        peer.connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" + post("/v1/classify") * 1_000)
+        assert [peer.answer()[0] for _ in range(1_001)] == [200] + [429] * 1_000
 
 
 def test_an_id_and_a_trace_are_given_back(store: ModelStore, tiny: ModelId) -> None:
@@ -130,9 +164,39 @@ def test_keys_are_asked_for_first_and_a_refused_request_counts_once(
     with overloaded(store, api_keys_file=keys) as listening, listening.connected() as peer:
         answers = [ask(peer, post("/v1/classify", *fields)) for fields in ((), *[("X-Api-Key: slow",)] * 2)]
         assert at_once(listening)
-        errors = [body["error"] for _, _, body in answers]
-        assert [error["code"] for error in errors] == ["invalid_api_key", "overloaded", "rate_limited"]
+        codes = [body["error"]["code"] for _, _, body in answers]
+        assert codes == ["invalid_api_key", "overloaded", "rate_limited"]
         assert answers[0][1]["www-authenticate"] == "Bearer"
+
+
+def test_a_request_that_is_not_refused_counts_once(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.json", entry("slow", "infer", requests_per_second=0.001))
+    with listening_with(store, api_keys_file=keys) as listening, listening.connected() as peer:
+        assert [ask(peer, post("/v1/classify", "X-Api-Key: slow"))[0] for _ in range(2)] == [200, 429]
+
+
+def test_an_error_that_nobody_expected_is_the_servers_and_logged(
+    store: ModelStore, tiny: ModelId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    keys = write_keys(tmp_path / "keys.json", entry("k", "infer"))
+    with overloaded(store, api_keys_file=keys) as listening, listening.connected() as peer, capture_logs() as logs:
+        monkeypatch.setattr(listening.client.service.keyring, "admit", no_locks)
+        status, _, body = ask(peer, post("/v1/classify", "X-Api-Key: k"))
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+    assert "unexpected error" in [entry["event"] for entry in logs]
+
+
+def test_a_server_without_workers_says_so(store: ModelStore, tiny: ModelId) -> None:
+    with overloaded(store) as listening, listening.connected() as peer:
+        engine = listening.client.service.engine
+        asyncio.run_coroutine_threadsafe(engine.close(), listening.client.loop).result(20)
+        engine._backlog_s = 1e6
+        status, _, body = ask(peer, post("/v1/classify"))
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
+        assert not at_once(listening)
 
 
 USUAL: dict[str, tuple[bytes, int]] = {
@@ -158,7 +222,14 @@ def test_what_others_must_see_goes_the_usual_way(store: ModelStore, tiny: ModelI
         assert not at_once(listening)
 
 
-def test_a_server_that_goes_down_says_so_and_not_that_it_has_too_much_to_do(store: ModelStore, tiny: ModelId) -> None:
+def test_a_request_with_a_span_goes_the_usual_way(store: ModelStore, tiny: ModelId) -> None:
+    with overloaded(store) as listening:
+        service = dataclasses.replace(listening.client.service, tracing=object())  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "state": {"service": service}}
+        assert refusal_at_once(scope, TABLE.find("/v1/classify")) is None
+
+
+def test_a_server_that_goes_down_closes_the_connection_with_the_refusal(store: ModelStore, tiny: ModelId) -> None:
     with overloaded(store) as listening, listening.connected() as peer:
         listening.client.service.begin_to_drain()
         status, headers, _ = ask(peer, post("/v1/classify"))

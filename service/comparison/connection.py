@@ -132,9 +132,10 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def abandon(self) -> None:
-        """Hang up without another word: an answer that comes late must not be taken for the next request's."""
+        """Give a request up, and the connection with it: a late answer must not be taken for the next request's."""
         self._forget()
-        self.close()
+        if self._transport is not None:
+            self._transport.abort()
 
     @property
     def is_open(self) -> bool:
@@ -148,7 +149,8 @@ class Connection(asyncio.Protocol):
             request: the bytes.
             index: of the request, for its reply.
             due: when it should have been sent, or None: now.
-            ended: called once with the reply, or with what `ask` would raise; it must not raise anything itself.
+            ended: called once with the reply, or with what `ask` would raise, unless the request is abandoned; it must
+                not raise anything.
 
         Raises:
             LoadError: the connection is closed; nothing was sent.

@@ -181,13 +181,10 @@ class _OpenLoop:
             self._send(_Request(next(self._requests), index, due))
 
     def _send(self, request: _Request) -> None:
-        if self._free:
-            connection = self._free.pop()
-        elif len(self._busy) < self._most:
-            connection = self._client.add_connection()
-        else:
+        if len(self._busy) >= self._most:
             self._waiting.append(request)
             return
+        connection = self._free.pop() if self._free else self._client.add_connection()
         self._busy.add(connection)
         if connection.is_open:
             connection.begin(*request, functools.partial(self._end, connection, request))
@@ -204,7 +201,7 @@ class _OpenLoop:
         self._free.append(connection)
         try:
             self._replies.append(self._client.judged(request, outcome))
-        except LoadError as error:
+        except Exception as error:  # noqa: BLE001 - here, in a parser's callback, it would be lost
             self._answered.set_exception(error)
             return
         if self._waiting:

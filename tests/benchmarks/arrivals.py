@@ -51,31 +51,49 @@ def measure_arrivals(engine: EngineAlone, served: Target, effort: Effort, report
     Service, engine and the calls' times take turns, since the machine's speed may change within a minute.
     """
     for share in SHARES:
-        seen = _Arrivals()
-        before = engine.service_times(cores)
+        seen = _Arrivals([engine.service_times(cores)])
         for number in range(effort.arrivals_rounds):
-            rate = share * cores / float(before.mean())
+            rate = share * cores / float(np.mean(seen.times[-1]))
             arrivals = load.poisson_arrivals(rate, effort.arrivals_seconds, seed=int(100 * share) + number)
             seen.replies += load.run(_open_loop(served, arrivals, _NO_HEADERS))
             seen.in_process.append(engine.latencies(arrivals, cores))
-            after = engine.service_times(cores)
-            texts = itertools.islice(itertools.cycle(((before + after) / 2).tolist()), len(arrivals))
-            seen.ideal.append(ideal_latencies(arrivals, list(texts), cores))
+            seen.times.append(engine.service_times(cores))
+            seen.arrivals.append(arrivals)
             seen.rates.append(rate)
-            before = after
-        seen.report(share, engine.subject.label, report)
+        seen.report(share, cores, engine.subject.label, report)
 
 
 @dataclass(slots=True)
 class _Arrivals:
     """What all rounds of one share gave."""
 
+    times: list[NDArray[np.float64]]
+    """Seconds of each text's call, before the first round and after each."""
     replies: list[Reply] = field(default_factory=list)
     in_process: list[NDArray[np.float64]] = field(default_factory=list)
-    ideal: list[NDArray[np.float64]] = field(default_factory=list)
+    arrivals: list[list[float]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
-    def report(self, share: float, subject: str, report: Report) -> None:
+    def ideal(self, servers: int) -> NDArray[np.float64]:
+        """Latencies of an ideal queue of the same arrivals.
+
+        A text takes its median over all rounds, since a call that was held up says nothing of its text, at the speed
+        that the machine had around the round.
+        """
+        typical = np.median(self.times, axis=0)
+        speeds = [float(np.median(times / typical)) for times in self.times]
+        return np.concatenate(
+            [
+                ideal_latencies(
+                    arrivals,
+                    [*itertools.islice(itertools.cycle(typical * (before + after) / 2), len(arrivals))],
+                    servers,
+                )
+                for arrivals, (before, after) in zip(self.arrivals, itertools.pairwise(speeds), strict=True)
+            ]
+        )
+
+    def report(self, share: float, servers: int, subject: str, report: Report) -> None:
         """Add the figures of the rounds together."""
         latencies = np.array([reply.latency for reply in self.replies if reply.status == 200])
         failed = len(self.replies) - len(latencies)
@@ -85,7 +103,7 @@ class _Arrivals:
         for quantile in (0.5, 0.99):
             seen, best, alone = (
                 1000 * float(np.quantile(times, quantile))
-                for times in (latencies, np.concatenate(self.ideal), np.concatenate(self.in_process))
+                for times in (latencies, self.ideal(servers), np.concatenate(self.in_process))
             )
             name = f"p{100 * quantile:.0f} at {100 * share:.0f} % of capacity"
             report.add(Figure(subject, name, seen, "ms", note=f"ideal queue {best:.1f} ms; {note}"))
