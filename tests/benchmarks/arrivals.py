@@ -25,6 +25,8 @@ IDEAL_BAR = 1.5  # at the shares up to 0.7
 OVERLOAD = 3.0
 DEADLINE_MS = 1_000
 _NO_HEADERS: dict[str, str] = {}
+# Open before an overload begins, so that it is one of requests, not of handshakes.
+_CONNECTIONS = 512
 
 
 def ideal_latencies(arrivals: Sequence[float], services: Sequence[float], servers: int) -> NDArray[np.float64]:
@@ -118,7 +120,7 @@ def measure_overload(served: Target, rates: Rates, effort: Effort, report: Repor
 
     The load is a closed loop of 16 connections, whose rate useful answers are compared with.
     """
-    own = [_closed_rate(served, effort)]
+    own, headers = [_closed_rate(served, effort)], {"request-timeout-ms": str(DEADLINE_MS)}
     useful_rates: list[float] = []
     replies: list[Reply] = []
     generator_seconds = seconds = 0.0
@@ -126,7 +128,7 @@ def measure_overload(served: Target, rates: Rates, effort: Effort, report: Repor
     for number in range(effort.rounds):
         arrivals = load.poisson_arrivals(OVERLOAD * rates.engine, effort.overload_seconds, seed=300 + number)
         used = processor_seconds(resource.RUSAGE_SELF)
-        seen = load.run(_open_loop(served, arrivals, {"request-timeout-ms": str(DEADLINE_MS)}))
+        seen = load.run(_open_loop(served, arrivals, headers, connections=_CONNECTIONS))
         generator_seconds += processor_seconds(resource.RUSAGE_SELF) - used
         own.append(_closed_rate(served, effort))
         in_time = sum(reply.status == 200 and 1000 * reply.latency <= DEADLINE_MS for reply in seen)
@@ -154,7 +156,9 @@ def _closed_rate(served: Target, effort: Effort) -> float:
     return drive(served.server.url, served.path, served.bodies, 16, effort.round_seconds).answers_a_second
 
 
-async def _open_loop(served: Target, arrivals: Sequence[float], headers: dict[str, str]) -> list[Reply]:
+async def _open_loop(
+    served: Target, arrivals: Sequence[float], headers: dict[str, str], *, connections: int = 64
+) -> list[Reply]:
     requests = itertools.cycle(served.requests(headers))
-    async with load.Client(served.server.url, 64, strict=False) as client:
+    async with load.Client(served.server.url, connections, strict=False) as client:
         return await client.open_loop(requests, arrivals)
