@@ -102,11 +102,9 @@ class _Arrivals:
         late = 1000 * float(np.quantile([reply.sent - reply.due for reply in self.replies], 0.99))
         note = f"{np.mean(self.rates):.0f}/s, {len(self.replies)} requests, {failed} failed"
         note += f"; generator late by {late:.2f} ms (p99)"
+        compared = (latencies, self.ideal(servers), np.concatenate(self.in_process))
         for quantile in (0.5, 0.99):
-            seen, best, alone = (
-                1000 * float(np.quantile(times, quantile))
-                for times in (latencies, self.ideal(servers), np.concatenate(self.in_process))
-            )
+            seen, best, alone = (1000 * float(np.quantile(times, quantile)) for times in compared)
             name = f"p{100 * quantile:.0f} at {100 * share:.0f} % of capacity"
             report.add(Figure(subject, name, seen, "ms", note=f"ideal queue {best:.1f} ms; {note}"))
             bar = at_most(IDEAL_BAR) if quantile == 0.99 and share <= 0.7 else None
