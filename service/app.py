@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,11 @@ async def running(
         metrics=metrics,
         demand=Demand(shared_dir / "demand" if shared_dir is not None else None),
     )
-    control = None if control_dir is None else Control(control_dir, registry.sync)
+
+    async def synced() -> Mapping[str, str]:
+        return (await registry.sync()).failures
+
+    control = None if control_dir is None else Control(control_dir, synced)
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file, control_dir)
     await registry.sync()
     engine = Engine(

@@ -1,7 +1,7 @@
 """Administration of several server processes: what one is told, all have done before it answers.
 
-A folder holds one number that is wanted and, for each process, the number that it has reached. Files replace each other
-by rename, so that a reader sees whole ones.
+A folder holds one number that is wanted and, for each process, the number that it has reached and what it failed to do
+on the way. Files replace each other by rename, so that a reader sees whole ones.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from service.background import repeat
 from service.errors import NotAcknowledgedError
@@ -21,12 +23,20 @@ _WANTED = "wanted"
 _REACHED = "reached-"
 
 
+class Progress(BaseModel):
+    """How far somebody is."""
+
+    number: int = 0
+    failures: dict[str, str] = {}
+    """Reference → why it can't be served."""
+
+
 class Control:
     """One process's part.
 
     Args:
         folder: shared by all processes of one server, empty at its start.
-        apply: brings this process up to date.
+        apply: brings this process up to date, and returns what it can't serve, as in `Progress`.
         name: of this process, by which the parent removes it from the folder when it is dead.
         timeout_s: how long to wait for the others.
     """
@@ -34,7 +44,7 @@ class Control:
     def __init__(
         self,
         folder: Path,
-        apply: Callable[[], Awaitable[object]],
+        apply: Callable[[], Awaitable[Mapping[str, str]]],
         *,
         name: str | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -44,45 +54,50 @@ class Control:
         self._name = name or str(os.getpid())
         self._timeout_s = timeout_s
         self._applying = asyncio.Lock()
-        self._reached = _read(folder / _WANTED)
+        self._reached = Progress(number=_read(folder / _WANTED).number)
         self._acknowledge()
 
     async def broadcast(self) -> None:
         """Bring every process up to date.
 
         Raises:
-            NotAcknowledgedError: one did not say in time that it is.
+            NotAcknowledgedError: one did not say in time that it is, or can't serve what this one can.
         """
         # The clock is the machine's: numbers of all processes grow together.
         wanted = time.monotonic_ns()
-        _write(self._folder / _WANTED, wanted, self._name)
+        _write(self._folder / _WANTED, Progress(number=wanted), self._name)
         await self._reach(wanted)
         give_up = time.monotonic() + self._timeout_s
-        while behind := self._behind(wanted):
+        while behind := [name for name, progress in self._processes() if progress.number < wanted]:
             if time.monotonic() > give_up:
                 raise NotAcknowledgedError(
                     f"server processes {', '.join(behind)} did not acknowledge in {self._timeout_s:g} s: try again"
                 )
             await asyncio.sleep(POLL_S)
+        for name, progress in self._processes():
+            for reference, why in progress.failures.items():
+                if reference not in self._reached.failures:
+                    raise NotAcknowledgedError(
+                        f"server process {name} can't serve {reference}, others can: try again, or restart it ({why})"
+                    )
 
     async def follow(self) -> None:
         """Do what other processes were told, until cancelled."""
-        await repeat("follow the other processes", lambda: self._reach(_read(self._folder / _WANTED)), POLL_S)
+        await repeat("follow the other processes", lambda: self._reach(_read(self._folder / _WANTED).number), POLL_S)
 
     async def _reach(self, wanted: int) -> None:
         async with self._applying:
-            if wanted > self._reached:
-                await self._apply()
-                self._reached = wanted
+            if wanted > self._reached.number:
+                self._reached = Progress(number=wanted, failures=dict(await self._apply()))
                 self._acknowledge()
 
     def _acknowledge(self) -> None:
         _write(self._folder / f"{_REACHED}{self._name}", self._reached, self._name)
 
-    def _behind(self, wanted: int) -> list[str]:
-        """The processes that have not reached a number."""
+    def _processes(self) -> list[tuple[str, Progress]]:
+        """All that live, and how far each is."""
         files = sorted(self._folder.glob(f"{_REACHED}*"))
-        return [file.name.removeprefix(_REACHED) for file in files if _read(file) < wanted]
+        return [(file.name.removeprefix(_REACHED), _read(file)) for file in files]
 
 
 def forget_process(folder: Path, name: str) -> None:
@@ -90,14 +105,14 @@ def forget_process(folder: Path, name: str) -> None:
     (folder / f"{_REACHED}{name}").unlink(missing_ok=True)
 
 
-def _read(file: Path) -> int:
+def _read(file: Path) -> Progress:
     try:
-        return int(file.read_text())
+        return Progress.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        return 0
+        return Progress()
 
 
-def _write(file: Path, number: int, writer: str) -> None:
+def _write(file: Path, progress: Progress, writer: str) -> None:
     aside = file.with_name(f".{file.name}-{writer}")
-    aside.write_text(str(number))
+    aside.write_text(progress.model_dump_json())
     aside.rename(file)

@@ -122,7 +122,7 @@ class TlsError(ServiceError):
 
 
 class NotAcknowledgedError(ServiceError):
-    """An administrative action was not done by every server process in time."""
+    """An administrative action was not done by every server process: it took too long, or one can't serve a version."""
 
 
 class UnusableVersionError(ServiceError):
@@ -133,6 +133,9 @@ class DemandNotKeptError(ServiceError):
     """What an operator asked for could not be written down."""
 
 
+_FAULT = "server_error"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a client is told about one class of errors: the HTTP status, a broad type and a precise code."""
@@ -141,12 +144,16 @@ class Outcome:
     type: str
     code: str
 
+    @property
+    def fault(self) -> bool:
+        """It is the server's own fault, and its log has more than the client is told."""
+        return self.type == _FAULT
+
 
 _INVALID = "invalid_request_error"
 _MISSING = "not_found_error"
 _BUSY = "overloaded_error"
 _CONFLICT = "conflict_error"
-_FAULT = "server_error"
 
 OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     store.SuccessorError: Outcome(500, _FAULT, "internal_error"),

@@ -18,10 +18,12 @@ class Process:
 
     def __init__(self, folder: Path, name: str, timeout_s: float = 10.0) -> None:
         self.applied = 0
+        self.failures: dict[str, str] = {}
         self.control = Control(folder, self.apply, name=name, timeout_s=timeout_s)
 
-    async def apply(self) -> None:
+    async def apply(self) -> dict[str, str]:
         self.applied += 1
+        return self.failures
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -47,6 +49,23 @@ def test_a_process_that_does_not_act_in_time_is_named(tmp_path: Path) -> None:
         with pytest.raises(NotAcknowledgedError, match="deaf did not acknowledge"):
             await told.control.broadcast()
         assert told.applied == 1
+
+    run(scenario)
+
+
+def test_a_process_that_cannot_serve_what_the_others_can_is_named_until_it_can(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told, poor = Process(tmp_path, "a"), Process(tmp_path, "poor")
+        told.failures = poor.failures = {"wrong@1": "corrupt"}
+        following = asyncio.create_task(poor.control.follow())
+        await told.control.broadcast()  # what none can serve is told otherwise
+        poor.failures = {"wrong@1": "corrupt", "large@1": "no memory is left"}
+        with pytest.raises(NotAcknowledgedError, match=r"poor can't serve large@1, .* \(no memory is left\)"):
+            await told.control.broadcast()
+        poor.failures = {}
+        await told.control.broadcast()
+        assert (told.applied, poor.applied) == (3, 3)
+        following.cancel()
 
     run(scenario)
 

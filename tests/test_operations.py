@@ -210,15 +210,24 @@ def test_an_unknown_route_is_refused_in_the_documented_shape(client: WebClient) 
     assert client.post("/v1/models", json={}).json()["error"]["code"] == "method_not_allowed"
 
 
-def test_a_failure_of_the_server_is_logged_with_its_reason(store: ModelStore, tiny: ModelId) -> None:
+@pytest.mark.parametrize(
+    ("error", "answered", "reason"),
+    [
+        (InferenceError("the engine is broken"), (500, "inference_failed"), "the engine is broken"),
+        (SystemExit(), (503, "worker_lost"), "the worker that ran this request was lost: send it again"),
+    ],
+)
+def test_a_failure_of_the_server_is_logged_with_its_reason(
+    store: ModelStore, tiny: ModelId, error: BaseException, answered: tuple[int, str], reason: str
+) -> None:
     for client in client_of(store, store_poll_ms=0):
-        failing = FakeClassifier(errors={"a": InferenceError("the engine is broken")})
+        failing = FakeClassifier(errors={"a": error})
         client.service.registry.table.models[tiny].classifier = failing
         with structlog.testing.capture_logs() as logs:
             answer = client.post("/v1/classify", json={"model": "tiny", "input": "a"}, headers={"x-request-id": "mine"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == answered
     (entry,) = [entry for entry in logs if entry["event"] == "request failed"]
-    assert (entry["error"], entry["request_id"], entry["path"]) == ("the engine is broken", "mine", "/v1/classify")
+    assert (entry["error"], entry["request_id"], entry["path"]) == (reason, "mine", "/v1/classify")
 
 
 def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:

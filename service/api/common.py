@@ -93,7 +93,7 @@ class Service:
         """Serve what the store says now, in every server process.
 
         Raises:
-            NotAcknowledgedError: another process did not say in time that it does.
+            NotAcknowledgedError: another process did not say in time that it does, or can't serve what this one can.
         """
         if self.control is None:
             await self.registry.sync()

@@ -249,7 +249,7 @@ class Endpoint:
                 service.metrics.count_refusal(error)
             if isinstance(error, ClientGoneError):
                 return
-            if outcome_of(error).status == 500:  # the server's own fault: its log has more than the answer's status
+            if outcome_of(error).fault:
                 request_id = scope["state"]["request_id"].decode()
                 log.exception("request failed", path=scope["path"], error=str(error), request_id=request_id)
             reply = explain(error, self.dialect)

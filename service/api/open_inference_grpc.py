@@ -185,7 +185,7 @@ class _Servicer:
         if not isinstance(error, SuccessorError):
             log.error("unexpected error", exc_info=error)
             return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
-        if outcome_of(error).status == 500:
+        if outcome_of(error).fault:
             log.error("request failed", error=str(error), exc_info=error)
         metadata: tuple[tuple[str, str], ...] = ()
         if isinstance(error, OverloadedError):

@@ -182,7 +182,7 @@ async def demand(service: Service, name: str, *, wanted: bool) -> None:
         InvalidReferenceError: not a bare name.
         ModelNotFoundError: the store has nothing of that name.
         ModelNotLoadedError: it can't be loaded; the message has the reason.
-        NotAcknowledgedError: another server process did not say in time that it has done so.
+        NotAcknowledgedError: another server process has not done so; see `Service.sync`.
     """
     check_name(name)
     registry = service.registry

@@ -24,7 +24,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         409: "the store can't be changed, or the version is not whole or can't be served",
         413: "the body is too large",
         500: "something unexpected",
-        504: "another server process did not say in time that it did the same",
+        504: "another server process did not say in time that it did the same, or could not do it",
     }.items()
 }
 
