@@ -15,9 +15,9 @@ from model_store.builder.cells import Bench
 from model_store.builder.errors import RecipeError, StudyError
 from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRecord
 from model_store.builder.results import Results
-from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
 from model_store.builder.study_report import study_report
-from tests.tiny_studies import cell_record, keep, study_document, trial_record
+from tests.tiny_studies import cell_record, keep, load_study, study_document, trial_record
 from tests.tiny_torch import Killed, Recorder
 
 pytestmark = pytest.mark.slow

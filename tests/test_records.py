@@ -10,8 +10,7 @@ from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Predictions
 from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRecord, compacted, expanded
 from model_store.builder.results import Results
-from model_store.builder.study import load_study
-from tests.tiny_studies import cell_record, keep, study_document, task_record, trial_record
+from tests.tiny_studies import cell_record, keep, load_study, study_document, task_record, trial_record
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import yaml
 from model_store.builder.errors import RecipeError
 from model_store.builder.sources import FileSource
 from model_store.builder.step import TrainingParameters
-from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, load_study
+from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
 from model_store.builder.weights import LocalWeights
-from tests.tiny_studies import study_document
+from tests.tiny_studies import load_study, study_document
 
 STUDIES = sorted((Path(__file__).parent.parent / "model_store" / "recipes" / "studies").glob("*.yaml"))
 

@@ -16,8 +16,8 @@ from model_store.builder.documents import Document
 from model_store.builder.errors import StudyError
 from model_store.builder.results import Results
 from model_store.builder.runner import key_of
-from model_store.builder.study import PREDECESSOR, STUDIES, Cell, load_study
-from tests.tiny_studies import cell_record, keep, study_document, task_record
+from model_store.builder.study import PREDECESSOR, STUDIES, Cell
+from tests.tiny_studies import cell_record, keep, load_study, study_document, task_record
 from tests.tiny_torch import Recorder
 
 ONE_RATE = ["--set", "learning_rates=[0.01]", "--set", "seeds=[0]"]

@@ -11,7 +11,7 @@ from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric
 from model_store.builder.records import CellRecord, Decisions, TaskRecord
 from model_store.builder.results import Results
-from model_store.builder.study import PREDECESSOR, Cell, Study, load_study
+from model_store.builder.study import PREDECESSOR, Cell, Study
 from model_store.builder.study_report import (
     REPORT_FILES,
     pareto_front,
@@ -20,7 +20,7 @@ from model_store.builder.study_report import (
     write_study_report,
 )
 from model_store.manifest import Problem
-from tests.tiny_studies import cell_record, keep, study_document, task_record
+from tests.tiny_studies import cell_record, keep, load_study, study_document, task_record
 
 TARGETS = [int(value) for value in np.random.default_rng(1).integers(0, 2, 300)]
 

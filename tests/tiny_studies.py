@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import numpy as np
 from model_store.builder.metrics import Metric, MetricName
 from model_store.builder.records import CellRecord, Decisions, Interval, TaskRecord, Times, TrialRecord
 from model_store.builder.results import Results
-from model_store.builder.study import Cell, Trial
+from model_store.builder.study import STUDIES, Cell, Study, Trial, study_of
 from model_store.manifest import Split
 from tests.tiny_torch import make_tiny_encoder, write_records
+
+
+def load_study(reference: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """A study by its name or its file's path, as the command reads it."""
+    return study_of(STUDIES.read(str(reference), Study.model_fields, overrides))
 
 
 def study_document(folder: Path) -> dict[str, Any]:

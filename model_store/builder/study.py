@@ -8,7 +8,7 @@ predecessor included; all seeds then use the best. The test split is looked at o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -191,17 +191,6 @@ class Trial:
 
     def __str__(self) -> str:
         return f"{self.task}/{self.arm}/rate{self.rate:g}"
-
-
-def load_study(reference: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a shipped study by its name, or a file by its path, with `a.b=c` overrides applied.
-
-    Relative paths in it are taken from the file's folder (from the working folder, for a shipped study).
-
-    Raises:
-        RecipeError: it isn't there, is not YAML, or has a key or value that is not allowed.
-    """
-    return study_of(STUDIES.read(str(reference), Study.model_fields, overrides))
 
 
 def study_of(document: Document) -> Study:
