@@ -56,7 +56,7 @@ def settings_for(config: Path | None, options: Mapping[str, object]) -> Settings
     """
     from service.settings import PREFIX, load_settings
 
-    environment = {variable.upper() for variable in os.environ}
+    environment = {variable.upper() for variable, value in os.environ.items() if value}  # empty: not set
     of_file = {key: value for key, value in read_config(config).items() if (PREFIX + key).upper() not in environment}
     return load_settings(**of_file | {key: value for key, value in options.items() if value is not None})
 

@@ -120,7 +120,9 @@ def _editing(file: Path) -> Iterator[KeysFile]:
 
 
 def _write(file: Path, before: KeysFile, entries: list[dict[str, object]]) -> None:
-    """Replace the keys in the file at once, so that a server never reads half of it.
+    """Write the keys into the file itself: a container that has it mounted sees nothing of one that replaces it.
+
+    A server that reads half of it keeps its keys and looks again; a copy lies beside until the file is whole.
 
     Raises:
         KeysFileError: the entries are not valid, or the file can't be written.
@@ -135,6 +137,14 @@ def _write(file: Path, before: KeysFile, entries: list[dict[str, object]]) -> No
             writer.write(data)
             writer.flush()
             os.fsync(writer.fileno())
-        aside.replace(file)
+        if not file.exists():
+            aside.replace(file)
+            return
+        with file.open("r+b") as writer:
+            writer.write(data)
+            writer.truncate()
+            writer.flush()
+            os.fsync(writer.fileno())
+        aside.unlink()
     except OSError as error:
         raise KeysFileError(f"{file} can't be written ({error.strerror}): check its folder") from error

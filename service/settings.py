@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,11 +15,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import SuccessorError
+from model_store.machine import usable_cores
 from model_store.manifest import DEFAULT_STORE
 
 PREFIX = "SUCCESSOR_"
 # Variables of the same prefix that belong to other parts of the project.
 FOREIGN_VARIABLES = frozenset({"SUCCESSOR_API_KEY", "SUCCESSOR_CACHE_DIR", "SUCCESSOR_OWN_DOCKER"})
+# What Kubernetes tells each container of Services, here of one whose name begins with "successor".
+_SERVICE_LINK = re.compile(r"SUCCESSOR_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT_\d+_\w+=|PORT=\w+://)")
 
 
 class InvalidSettingsError(SuccessorError):
@@ -44,7 +49,7 @@ class Settings(BaseSettings):
     processes: int = Field(1, ge=1, le=64, description="server processes that share the port")
     provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto: CUDA if it is there")
     threads: int | None = Field(
-        None, ge=1, le=256, description="workers of one process; None: the cores, divided by processes; 2 on a GPU"
+        None, ge=1, le=256, description="workers of one process; None: the cores that may be used, divided by processes; 2 on a GPU"
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -105,6 +110,15 @@ class Settings(BaseSettings):
     )
     log_requests: bool = Field(default=False, description="one log line for every request, not only for failed ones")
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "Kubernetes has set it for a Service with the name successor: set enableServiceLinks: false in the pod"
+            )
+        return value
+
     @field_validator("models", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
@@ -123,7 +137,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:
         known = {(PREFIX + field).upper() for field in type(self).model_fields} | FOREIGN_VARIABLES
-        strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+        strangers = sorted(
+            name
+            for name, value in os.environ.items()
+            if name.upper().startswith(PREFIX)
+            and name.upper() not in known
+            and not _SERVICE_LINK.match(f"{name}={value}")
+        )
         if strangers:
             raise ValueError(
                 f"unknown environment variables: {', '.join(_with_hint(name, known) for name in strangers)}"
@@ -132,7 +152,7 @@ class Settings(BaseSettings):
 
     def workers(self, *, on_cpu: bool) -> int:
         """Worker threads of one process: one for each core; on a GPU, one runs while the other prepares."""
-        return self.threads or (max(1, len(os.sched_getaffinity(0)) // self.processes) if on_cpu else 2)
+        return self.threads or (max(1, math.floor(usable_cores()) // self.processes) if on_cpu else 2)
 
     def batch_texts(self, *, on_cpu: bool) -> int:
         """The most texts in one call."""

@@ -251,6 +251,13 @@ def test_options_override_the_environment_which_overrides_the_file(
     assert settings_for(file, {}).port == 2
 
 
+def test_an_empty_variable_leaves_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("api_keys_file: keys.json\n")
+    monkeypatch.setenv("SUCCESSOR_API_KEYS_FILE", "")
+    assert settings_for(file, {}).api_keys_file == Path("keys.json")
+
+
 def test_a_settings_file_may_be_toml(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('host = "file"\nmodels = ["tiny@1"]\n')

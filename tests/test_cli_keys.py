@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.access import Keyring, KeysFileError, digest_of
+from service.access import Keyring, KeysFileError, digest_of, parse_keys
 from service.cli import main
 from service.errors import AuthenticationError
 
@@ -81,6 +81,17 @@ def test_a_revoked_key_is_let_in_no_more_and_the_others_are(tmp_path: Path, caps
     with pytest.raises(AuthenticationError):
         ring.admit({b"x-api-key": old}, "infer")
     assert ring.admit({b"x-api-key": kept}, "infer") == "kept"
+
+
+def test_a_server_that_has_the_file_itself_mounted_sees_a_key_revoked(tmp_path: Path) -> None:
+    file, mounted = tmp_path / "keys.json", tmp_path / "mounted.json"
+    run("new", "shop", "--file", str(file))
+    run("new", "a-name-that-is-longer", "--file", str(file))
+    mounted.hardlink_to(file)  # as a mount does, it stays with what the file was
+    for name in ("shop", "a-name-that-is-longer"):
+        assert run("revoke", name, "--file", str(file)) == 0
+    assert parse_keys(mounted.read_bytes(), mounted).keys == ()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["keys.json", "mounted.json"]
 
 
 @pytest.mark.parametrize(

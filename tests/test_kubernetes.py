@@ -57,6 +57,11 @@ def test_kubernetes_waits_longer_for_the_end_than_the_service_takes() -> None:
     assert INFERENCE_SERVICE["predictor"]["terminationGracePeriodSeconds"] > drain_bound_s(default)
 
 
+@pytest.mark.parametrize("pod", [POD, INFERENCE_SERVICE["predictor"]], ids=["deployment", "kserve"])
+def test_links_to_services_are_not_taken_for_settings(pod: dict[str, Any]) -> None:
+    assert pod["enableServiceLinks"] is False
+
+
 @pytest.mark.parametrize("container", [POD["containers"][0], RUNTIME["containers"][0]], ids=["deployment", "kserve"])
 def test_probes_ask_routes_that_there_are(container: dict[str, Any]) -> None:
     routes = set(create_app(Settings()).openapi()["paths"])

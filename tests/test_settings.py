@@ -79,6 +79,32 @@ def test_workers_are_the_cores_divided_by_the_processes_unless_said() -> None:
     assert load_settings(processes=64).workers(on_cpu=False) == 2
 
 
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(2.0, 1, 2), (2.5, 1, 2), (0.5, 1, 1), (4.0, 2, 2)])
+def test_workers_are_no_more_than_the_cores_that_a_container_may_use(
+    monkeypatch: pytest.MonkeyPatch, cores: float, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr("service.settings.usable_cores", lambda: cores)
+    assert load_settings(processes=processes).workers(on_cpu=True) == workers
+
+
+@pytest.mark.parametrize("link", ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_80_TCP", "CANARY_PORT", "A_B_SERVICE_HOST"])
+def test_kubernetes_links_to_services_are_not_taken_for_settings(monkeypatch: pytest.MonkeyPatch, link: str) -> None:
+    monkeypatch.setenv(f"SUCCESSOR_{link}", "tcp://10.0.0.1:80")
+    assert load_settings().port == 8000
+
+
+def test_a_port_that_is_no_link_is_still_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_GRCP_PORT", "8001")
+    with pytest.raises(InvalidSettingsError, match="SUCCESSOR_GRCP_PORT: did you mean SUCCESSOR_GRPC_PORT"):
+        load_settings()
+
+
+def test_a_link_in_place_of_the_port_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUCCESSOR_PORT", "tcp://10.0.0.1:80")
+    with pytest.raises(InvalidSettingsError, match="SUCCESSOR_PORT: .* enableServiceLinks: false"):
+        load_settings()
+
+
 def test_a_gpu_is_given_larger_batches() -> None:
     assert load_settings().batch_texts(on_cpu=False) > load_settings().batch_texts(on_cpu=True)
     assert load_settings(max_batch_texts=7).batch_texts(on_cpu=False) == 7

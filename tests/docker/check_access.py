@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from model_store.store import ModelStore
 from service.access import KeyEntry, KeysFile, Permission, digest_of, new_key
+from service.cli import main
 from tests.docker.deployment import Deployment, Images, deployed
 
 _PATIENCE_S = 60.0
@@ -55,3 +57,10 @@ def test_callers_without_a_key_stay_out_and_prometheus_scrapes_with_its_own(
         assert httpx.post(url, json=body, headers={"x-api-key": keys["shop"]}).status_code == 200
         assert httpx.get(f"{deployment.url('service', 8000)}/metrics").status_code == 401
         assert health_of_target(deployment) == "up"
+        with pytest.raises(SystemExit) as exited:
+            main(["keys", "revoke", "shop", "--file", keys_file], plugins=[])
+        assert not exited.value.code
+        give_up = time.monotonic() + _PATIENCE_S
+        while httpx.post(url, json=body, headers={"x-api-key": keys["shop"]}).status_code != 401:
+            assert time.monotonic() < give_up, "the container does not see that the key was revoked"
+            time.sleep(0.2)
