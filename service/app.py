@@ -41,7 +41,7 @@ from service.api.reference import describe
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
-from service.errors import ROUTING, InvalidRequestError, Outcome
+from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
 from service.loading import Loader
 from service.metrics import Metrics
 from service.registry import Registry
@@ -149,7 +149,7 @@ async def running(
 
     control = None if control_dir is None else Control(control_dir, synced)
     keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file, control_dir)
-    await registry.sync()
+    await (registry.sync() if control is None else control.begin())
     engine = Engine(
         workers=workers,
         metrics=metrics,
@@ -254,6 +254,9 @@ async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
     service: Service = request.state.service
     service.metrics.count_refusal(error)
+    if outcome_of(error).fault:
+        request_id = request.state.request_id.decode()
+        log.error("request failed", path=request.url.path, error=str(error), request_id=request_id, exc_info=error)
     return _response(explain(error, TABLE.dialect_of(request.url.path)))
 
 

@@ -7,19 +7,24 @@ on the way. Files replace each other by rename, so that a reader sees whole ones
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+import structlog
 from pydantic import BaseModel
 
 from service.background import repeat
 from service.errors import NotAcknowledgedError
 
+log = structlog.get_logger(__name__)
+
 POLL_S = 0.05
 TIMEOUT_S = 30.0
 _WANTED = "wanted"
+_LOCK = "lock"
 _REACHED = "reached-"
 
 
@@ -54,18 +59,23 @@ class Control:
         self._name = name or str(os.getpid())
         self._timeout_s = timeout_s
         self._applying = asyncio.Lock()
-        self._reached = Progress(number=_read(folder / _WANTED).number)
+        self._reached = Progress()
         self._acknowledge()
 
-    async def broadcast(self) -> None:
+    async def begin(self) -> None:
+        """Bring this process up to date for the first time; others that are told something meanwhile wait for it."""
+        await self._reach(max(1, _read(self._folder / _WANTED).number))
+
+    async def broadcast(self, name: str | None = None) -> None:
         """Bring every process up to date.
 
+        Args:
+            name: what must be served by all of them or by none; None: everything.
+
         Raises:
-            NotAcknowledgedError: one did not say in time that it is, or can't serve what this one can.
+            NotAcknowledgedError: one did not say in time that it is, or can't serve what another one can.
         """
-        # The clock is the machine's: numbers of all processes grow together.
-        wanted = time.monotonic_ns()
-        _write(self._folder / _WANTED, Progress(number=wanted), self._name)
+        wanted = self._ask()
         await self._reach(wanted)
         give_up = time.monotonic() + self._timeout_s
         while behind := [name for name, progress in self._processes() if progress.number < wanted]:
@@ -74,12 +84,27 @@ class Control:
                     f"server processes {', '.join(behind)} did not acknowledge in {self._timeout_s:g} s: try again"
                 )
             await asyncio.sleep(POLL_S)
-        for name, progress in self._processes():
-            for reference, why in progress.failures.items():
-                if reference not in self._reached.failures:
-                    raise NotAcknowledgedError(
-                        f"server process {name} can't serve {reference}, others can: try again, or restart it ({why})"
-                    )
+        self._check_alike([one for one in self._processes() if one[1].number >= wanted], name)
+
+    def _ask(self) -> int:
+        """Have every process reach a number that none has been asked for before."""
+        with (self._folder / _LOCK).open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            wanted = max(1, _read(self._folder / _WANTED).number) + 1
+            _write(self._folder / _WANTED, Progress(number=wanted), self._name)
+        return wanted
+
+    @staticmethod
+    def _check_alike(processes: list[tuple[str, Progress]], name: str | None) -> None:
+        """Refuse that some processes serve what others can't."""
+        for reference in sorted({reference for _, progress in processes for reference in progress.failures}):
+            failing = {one: why for one, progress in processes if (why := progress.failures.get(reference))}
+            if name in {None, reference.partition("@")[0]} and len(failing) < len(processes):
+                why = next(iter(failing.values()))
+                log.error("some server processes can't serve it", reference=reference, processes=[*failing], error=why)
+                raise NotAcknowledgedError(
+                    f"of {len(processes)} server processes {', '.join(failing)} can't serve {reference}: {why}"
+                )
 
     async def follow(self) -> None:
         """Do what other processes were told, until cancelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from service.errors import DemandNotKeptError
@@ -31,7 +32,7 @@ class Demand:
         if self._folder is None:
             self._memory = {**self._memory, name: wanted}
             return
-        aside = self._folder / f".{name}"
+        aside = self._folder / f".{name}-{os.getpid()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             aside.write_text(_LOAD if wanted else _UNLOAD)

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 WATCHDOG_S = 0.05
 # How often gauges are set and observations flushed.
 SAMPLE_S = 0.5
-# With this many calls that never came back, for each worker, no more workers are started: replace the process.
+# With more calls that have not come back, for each worker, no more workers are started.
 _STUCK_FOR_EACH_WORKER = 4
 # Predictions are means. A predicted wait counts this many times against a deadline; a request that nothing waits before
 # is refused only if it would take this many times what is left.
@@ -78,6 +78,7 @@ class Engine:
         self._ran: list[Ran] = []
         """Answered and not counted."""
         self._stuck = 0
+        """Workers that were given up and whose calls have not come back."""
         self._most_stuck = workers * _STUCK_FOR_EACH_WORKER
         self._closing = False
         self._pool = WorkerPool(
@@ -85,6 +86,7 @@ class Engine:
             patience_s=max_wait_s,
             on_ran=lambda ran: self._post(self._deliver, ran),
             on_death=lambda worker, error: self._post(self._bury, worker, error),
+            on_return=lambda: self._post(self._welcome_back),
             niceness=worker_niceness,
             clock=clock,
         )
@@ -331,9 +333,17 @@ class Engine:
 
     def _give_up(self, worker: Worker, items: Sequence[Item]) -> None:
         self._stuck += 1
-        replaced = self._stuck <= self._most_stuck
-        log.error("call does not come back", worker=worker.number, texts=len(items), replaced=replaced)
+        log.error("call does not come back", worker=worker.number, texts=len(items), stuck=self._stuck)
         self._lose(items)
-        if replaced:
+        self._replace_stuck()
+
+    def _welcome_back(self) -> None:
+        """A call that was given up has come back: its thread ends, and one that could not be replaced may be now."""
+        self._stuck -= 1
+        log.info("call came back late", stuck=self._stuck)
+        self._replace_stuck()
+
+    def _replace_stuck(self) -> None:
+        while len(self._pool.live) < self.workers and self._stuck <= self._most_stuck and not self._closing:
             self._metrics.worker_restarts.labels("stuck").inc()
             self._pool.add_worker()

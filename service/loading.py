@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class Loader:
         path = self._path(classifier.artifact.sha256)
         if path is None:
             return
-        aside = path.with_suffix(".incoming")
+        aside = path.with_suffix(f".incoming-{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside.write_text(cost.state().model_dump_json())

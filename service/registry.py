@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from service.served_model import ServedModel
 log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING_S = 1.0
+# What can't be served is tried again at least this often.
+_MOST_PATIENCE_S = 60.0
 
 DEFAULT_ARM = "default"
 HINT = "publish one with `successor demo` or `successor build RECIPE`, or choose another store with SUCCESSOR_STORE_DIR"
@@ -239,16 +242,23 @@ class Registry:
     async def watch(self, every_s: float) -> None:
         """Sync whenever the store's versions or aliases change, until cancelled.
 
-        The first look syncs: the store may have changed while the table was loaded from it.
+        The first look syncs: the store may have changed while the table was loaded from it. What can't be served is
+        tried again, more and more seldom: its files may still be arriving, or the machine may have lacked something.
         """
         seen: dict[str, tuple[object, ...]] | None = None
+        patience_s, tried = every_s, time.monotonic()
 
         async def look() -> None:
-            nonlocal seen
+            nonlocal seen, patience_s, tried
             now = await asyncio.to_thread(self._snapshot)
             if now != seen:
-                await self.sync()
-                seen = now
+                patience_s = every_s
+            elif self.table.failures and time.monotonic() - tried >= patience_s:
+                patience_s = min(2 * patience_s, _MOST_PATIENCE_S)
+            else:
+                return
+            await self.sync()
+            seen, tried = now, time.monotonic()
 
         await asyncio.sleep(every_s)
         await repeat("look at the store", look, every_s)

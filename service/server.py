@@ -169,7 +169,7 @@ def run_process(settings: Settings, listeners: Listeners, control_dir: Path | No
     urls = [f"{scheme}://{address(*listener.getsockname()[:2])}" for listener in listeners]
     log.info("starting", url=urls[0], operations=urls[-1], process=os.getpid())
     server.run(sockets=list(listeners))
-    return 0 if server.started else 1
+    return 0 if server.started and not server.disabled else 1
 
 
 def allow_connections(count: int) -> None:
@@ -217,6 +217,8 @@ class Server(uvicorn.Server):
         self._leave_at = math.inf
         self._signal: int | None = None
         """What began the farewell, until that is logged."""
+        self.disabled = False
+        """It went down by itself, since no worker could answer any more."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin the farewell at the first signal; at the second, cut it short; while starting, end when started.
@@ -230,6 +232,9 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._signal = sig
+        self._begin_farewell()
+
+    def _begin_farewell(self) -> None:
         service: Service = self.lifespan.state["service"]
         service.begin_to_drain()
         self._leave_at = time.monotonic() + _FAREWELL_S
@@ -239,6 +244,11 @@ class Server(uvicorn.Server):
         if self._signal is not None:
             log.info("going down", signal=signal.Signals(self._signal).name)
             self._signal = None
+        service: Service = self.lifespan.state["service"]
+        if not service.draining and not service.engine.able:
+            log.error("no worker can answer: the process ends, to be started again")
+            self.disabled = True
+            self._begin_farewell()
         if counter % _SWEEP_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for protocol in list(self.server_state.connections):

@@ -49,7 +49,10 @@ class Settings(BaseSettings):
     processes: int = Field(1, ge=1, le=64, description="server processes that share the port")
     provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto: CUDA if it is there")
     threads: int | None = Field(
-        None, ge=1, le=256, description="workers of one process; None: the cores that may be used, divided by processes; 2 on a GPU"
+        None,
+        ge=1,
+        le=256,
+        description="workers of one process; None: the cores that may be used, divided by processes; 2 on a GPU",
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(

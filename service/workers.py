@@ -97,6 +97,7 @@ class WorkerPool:
         patience_s: see `Waiting`.
         on_ran: called on a worker's thread with every batch that it ran and every item that can't be run.
         on_death: called on a dying worker's thread, with what killed it.
+        on_return: called on the thread of a worker that was given up, when its call has come back and it ends.
         niceness: by how much the threads' priority is lowered, where the system has one for each thread.
         clock: monotonic seconds.
     """
@@ -108,11 +109,13 @@ class WorkerPool:
         patience_s: float,
         on_ran: Callable[[Ran], None],
         on_death: Callable[[Worker, BaseException], None],
+        on_return: Callable[[], None],
         niceness: int,
         clock: Callable[[], float],
     ) -> None:
         self._on_ran = on_ran
         self._on_death = on_death
+        self._on_return = on_return
         self._niceness = niceness
         self._clock = clock
         self._threads: list[threading.Thread] = []
@@ -204,6 +207,11 @@ class WorkerPool:
     # On a worker's thread
 
     def _live(self, worker: Worker) -> None:
+        self._work(worker)
+        if worker.given_up:
+            self._on_return()
+
+    def _work(self, worker: Worker) -> None:
         try:
             worker.native_id = threading.get_native_id()
             if self._niceness and sys.platform == "linux":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.control import Control, forget_process
 from service.errors import NotAcknowledgedError
@@ -55,17 +56,23 @@ def test_a_process_that_does_not_act_in_time_is_named(tmp_path: Path) -> None:
 
 def test_a_process_that_cannot_serve_what_the_others_can_is_named_until_it_can(tmp_path: Path) -> None:
     async def scenario() -> None:
-        told, poor = Process(tmp_path, "a"), Process(tmp_path, "poor")
-        told.failures = poor.failures = {"wrong@1": "corrupt"}
-        following = asyncio.create_task(poor.control.follow())
-        await told.control.broadcast()  # what none can serve is told otherwise
+        rich, poor = Process(tmp_path, "rich"), Process(tmp_path, "poor")
+        rich.failures = poor.failures = {"wrong@1": "corrupt"}
+        following = [asyncio.create_task(process.control.follow()) for process in (rich, poor)]
+        await rich.control.broadcast()  # what none can serve is told otherwise
         poor.failures = {"wrong@1": "corrupt", "large@1": "no memory is left"}
-        with pytest.raises(NotAcknowledgedError, match=r"poor can't serve large@1, .* \(no memory is left\)"):
-            await told.control.broadcast()
-        poor.failures = {}
-        await told.control.broadcast()
-        assert (told.applied, poor.applied) == (3, 3)
-        following.cancel()
+        for told in (rich, poor):
+            with capture_logs() as logs, pytest.raises(NotAcknowledgedError) as caught:
+                await told.control.broadcast()
+            assert str(caught.value) == "of 2 server processes poor can't serve large@1: no memory is left"
+            assert [(entry["reference"], entry["processes"]) for entry in logs] == [("large@1", ["poor"])]
+            await told.control.broadcast("small")
+            with pytest.raises(NotAcknowledgedError, match="poor can't serve large@1"):
+                await told.control.broadcast("large")
+        rich.failures = poor.failures = {}
+        await rich.control.broadcast()
+        for task in following:
+            task.cancel()
 
     run(scenario)
 
@@ -84,9 +91,38 @@ def test_a_process_that_starts_later_does_not_repeat_what_was_told_before(tmp_pa
     async def scenario() -> None:
         await Process(tmp_path, "a").control.broadcast()
         late = Process(tmp_path, "late")
+        await late.control.begin()
         following = asyncio.create_task(late.control.follow())
         await asyncio.sleep(0.1)
-        assert late.applied == 0
+        assert late.applied == 1
         following.cancel()
+
+    run(scenario)
+
+
+def test_one_that_starts_is_waited_for_until_it_serves_something(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told, starting = Process(tmp_path, "a"), Process(tmp_path, "starting")
+        telling = asyncio.create_task(told.control.broadcast())
+        await asyncio.sleep(0.1)
+        assert not telling.done()
+        starting.failures = {"large@1": "no memory is left"}
+        await starting.control.begin()
+        with pytest.raises(NotAcknowledgedError, match="starting can't serve large@1"):
+            await telling
+
+    run(scenario)
+
+
+def test_what_two_processes_are_told_at_once_is_done_once_for_each(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        processes = [Process(tmp_path, name) for name in "abcd"]
+        following = [asyncio.create_task(process.control.follow()) for process in processes]
+        for _ in range(5):
+            await asyncio.gather(*(process.control.broadcast() for process in processes))
+        numbers = [process.control._ask() for process in processes]
+        assert numbers == sorted(set(numbers))
+        for task in following:
+            task.cancel()
 
     run(scenario)

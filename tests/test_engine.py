@@ -513,6 +513,25 @@ def test_a_server_whose_calls_keep_getting_stuck_is_not_able_any_more() -> None:
             with pytest.raises(ShuttingDownError):
                 it.engine.check_admission()
             stuck.release()
+            await true(lambda: it.engine.able)
+            await it.submit(served(), "they have come back").future
+            await true(lambda: it.sample("successor_worker_restarts_total", reason="stuck") == 5)
+
+    run(scenario)
+
+
+def test_calls_that_are_slow_and_come_back_never_use_up_the_workers() -> None:
+    async def scenario() -> None:
+        async with bench(stuck_call_s=5.0) as it:
+            for _ in range(10):
+                slow = FakeClassifier(blocked=True)
+                job = it.submit(served(slow), "slow")
+                await begun(slow)
+                it.clock.now += 6
+                assert isinstance(await failure(job.future), WorkerLostError)
+                slow.release()
+                await it.submit(served(), "next").future
+                await true(lambda: it.engine._stuck == 0)
 
     run(scenario)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -61,6 +61,17 @@ class Located(FakeClassifier):
         return super().run(batch)
 
 
+def pool_of(workers: int, on_ran: Callable[[Ran], None], clock: Callable[[], float]) -> WorkerPool:
+    """A pool of which no worker may die or be given up."""
+
+    def fail(*why: object) -> None:
+        raise AssertionError(why)
+
+    return WorkerPool(
+        workers=workers, patience_s=1.0, on_ran=on_ran, on_death=fail, on_return=fail, niceness=0, clock=clock
+    )
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_worker_takes_its_seat_for_lone_calls_and_leaves_it_for_others(there: bool) -> None:
     everywhere = os.sched_getaffinity(0)
@@ -77,10 +88,7 @@ def test_a_worker_takes_its_seat_for_lone_calls_and_leaves_it_for_others(there: 
         ran.append(one)
         answered.release()
 
-    def fail(_: object, error: BaseException) -> None:
-        raise AssertionError from error
-
-    pool = WorkerPool(workers=1, patience_s=1.0, on_ran=note, on_death=fail, niceness=0, clock=lambda: now)
+    pool = pool_of(1, note, clock=lambda: now)
     try:
         for pause in (0.0, 0.001, 0.001, 1.0):  # the first and the last find other threads asleep, and take one core
             now += pause
@@ -100,13 +108,7 @@ def test_only_one_worker_has_the_seat() -> None:
     assert model.lone is not None
     model.lone.seats = Seats(max(everywhere), ())
     answered = threading.Semaphore(0)
-
-    def fail(_: object, error: BaseException) -> None:
-        raise AssertionError from error
-
-    pool = WorkerPool(
-        workers=2, patience_s=1.0, on_ran=lambda _: answered.release(), on_death=fail, niceness=0, clock=lambda: 10.0
-    )
+    pool = pool_of(2, lambda _: answered.release(), clock=lambda: 10.0)
     try:
         model.lone.ended = 10.0
         for _ in range(20):

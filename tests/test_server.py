@@ -89,10 +89,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(
-    store: ModelStore, folder: Path, *, tls: ssl.SSLContext | None = None, **settings: str
+    store: ModelStore, folder: Path, *, tls: ssl.SSLContext | None = None, before: str = "", **settings: str
 ) -> Iterator[RunningServer]:
     program = folder / "program.py"
-    program.write_text(_PROGRAM)
+    program.write_text(before + _PROGRAM)
     port = free_port()
     environment = {
         **os.environ,
@@ -262,6 +262,25 @@ def test_a_process_that_dies_is_replaced(store: ModelStore, tiny: ModelId, tmp_p
         code, errors = running.stop()
     assert code == 0, errors
     assert "server process died" in errors
+
+
+def test_a_process_without_a_worker_that_could_answer_ends_to_be_started_again(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    endless = (
+        "import threading\nfrom model_store.classifier import OnnxClassifier\nencode = OnnxClassifier.encode\n"
+        "def stuck(self, item, **options):\n"
+        "    if item.text == 'endless':\n        threading.Event().wait()\n"
+        "    return encode(self, item, **options)\n"
+        "OnnxClassifier.encode = stuck\n"
+    )
+    with server(store, tmp_path, before=endless, threads="1", stuck_call_ms="50", drain_ms="100") as running:
+        for _ in range(5):
+            assert running.classify() == 200
+            assert running.classify("endless") == 503
+        _, errors = running.process.communicate(timeout=30)
+    assert running.process.returncode == 1
+    assert "no worker can answer" in errors
 
 
 def test_processes_that_keep_dying_end_the_server(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:

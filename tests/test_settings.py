@@ -87,7 +87,9 @@ def test_workers_are_no_more_than_the_cores_that_a_container_may_use(
     assert load_settings(processes=processes).workers(on_cpu=True) == workers
 
 
-@pytest.mark.parametrize("link", ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_80_TCP", "CANARY_PORT", "A_B_SERVICE_HOST"])
+@pytest.mark.parametrize(
+    "link", ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_80_TCP", "CANARY_PORT", "A_B_SERVICE_HOST"]
+)
 def test_kubernetes_links_to_services_are_not_taken_for_settings(monkeypatch: pytest.MonkeyPatch, link: str) -> None:
     monkeypatch.setenv(f"SUCCESSOR_{link}", "tcp://10.0.0.1:80")
     assert load_settings().port == 8000
@@ -101,7 +103,7 @@ def test_a_port_that_is_no_link_is_still_unknown(monkeypatch: pytest.MonkeyPatch
 
 def test_a_link_in_place_of_the_port_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUCCESSOR_PORT", "tcp://10.0.0.1:80")
-    with pytest.raises(InvalidSettingsError, match="SUCCESSOR_PORT: .* enableServiceLinks: false"):
+    with pytest.raises(InvalidSettingsError, match=r"SUCCESSOR_PORT: .* enableServiceLinks: false"):
         load_settings()
 
 

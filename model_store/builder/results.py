@@ -79,13 +79,20 @@ class Results:
         return self.read(self.path(unit), TrialRecord)
 
     def write(self, path: Path, record: Record) -> None:
-        """Keep a record, whole or not at all; lists on one line, so that a difference can be read."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Keep a record, whole or not at all; lists on one line, so that a difference can be read.
+
+        Raises:
+            StudyError: it can't be written.
+        """
         values = record.model_dump(mode="json")
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
         aside = path.with_suffix(f".{os.getpid()}.partial")
-        aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        aside.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+            aside.replace(path)
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
 
     def dev_scores(self, study: Study, task: str, arm: str) -> dict[float, float]:
         """What each learning rate that has been tried for an arm scored on dev."""
@@ -222,6 +229,11 @@ def unit_key(study: Study, recipe: Recipe, arm: str, origin: Origin) -> str:
     if source.metrics and source.metrics[0] != METRICS_OF[source.problem][0]:  # what the best epoch is chosen by
         further += [source.metrics[0], source.positive_label]
     return key_of(origin.weights_sha256, origin.data_sha256, recipe.seed, inputs, steps, *further)[:16]
+
+
+def unwritable(folder: Path, error: OSError) -> StudyError:
+    """What is said where records or their report can't be written."""
+    return StudyError(f"{folder} can't be written ({error.strerror}): choose one with --results")
 
 
 def _of_another(path: Path, what: str) -> StudyError:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from model_store.builder.data import metrics_of
-from model_store.builder.errors import StudyError
 from model_store.builder.metrics import Metric, Predictions
 from model_store.builder.records import CellRecord, TaskRecord, expanded
 from model_store.builder.report import markdown_table, new_figure, triple
-from model_store.builder.results import Results
+from model_store.builder.results import Results, unwritable
 from model_store.builder.study import PREDECESSOR, Study
 from model_store.statistics import Estimate, Samples, crossed_bootstrap, paired_bootstrap
 
@@ -36,7 +35,7 @@ def write_study_report(study: Study, results: Results) -> dict[str, Any]:
         (results.folder / "table.md").write_text(_markdown(report), encoding="utf-8")
         _plot(results.folder / "pareto.png", report)
     except OSError as error:
-        raise StudyError(f"{results.folder} can't be written ({error.strerror}): choose one with --results") from error
+        raise unwritable(results.folder, error) from error
     return report
 
 

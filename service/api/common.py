@@ -89,16 +89,19 @@ class Service:
         """How much of that is left; all of it where nothing has begun it."""
         return max(0.0, min(self.settings.drain_ms / 1e3, self.leave_by - time.monotonic()))
 
-    async def sync(self) -> None:
+    async def sync(self, name: str | None = None) -> None:
         """Serve what the store says now, in every server process.
 
+        Args:
+            name: the one that it is about; None: all.
+
         Raises:
-            NotAcknowledgedError: another process did not say in time that it does, or can't serve what this one can.
+            NotAcknowledgedError: see `Control.broadcast`.
         """
         if self.control is None:
             await self.registry.sync()
         else:
-            await self.control.broadcast()
+            await self.control.broadcast(name)
 
     def next_request_id(self) -> str:
         """An id that no other request of any process has."""

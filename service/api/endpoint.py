@@ -59,7 +59,12 @@ class Call:
     """The path's parameters, decoded, in their order."""
     connection: Connection
     started: float
-    """When it came, on the engine's clock."""
+    """When it came, on the engine's clock; once its body is there, when that was."""
+    arrived: float = field(init=False)
+    """When its header came: what it may take counts from then."""
+
+    def __post_init__(self) -> None:
+        self.arrived = self.started
 
     @property
     def request_id(self) -> str:
@@ -67,14 +72,16 @@ class Call:
         request_id: bytes = self.scope["state"]["request_id"]
         return request_id.decode()
 
-    def body(self) -> Awaitable[bytes]:
+    async def body(self) -> bytes:
         """Its whole body, within the server's limit; see `read_body`."""
-        return read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
+        body = await read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
+        self.started = self.service.engine.clock()
+        return body
 
     def deadline(self, *, within_s: float | None = None) -> float:
         """When its answer must have been computed, by its headers or, if sooner, `within_s` after it came."""
-        deadline = deadline_of(self.headers, self.started, self.service.settings.request_timeout_ms / 1e3)
-        return deadline if within_s is None else min(deadline, self.started + within_s)
+        deadline = deadline_of(self.headers, self.arrived, self.service.settings.request_timeout_ms / 1e3)
+        return deadline if within_s is None else min(deadline, self.arrived + within_s)
 
     def ask(
         self,

@@ -182,7 +182,7 @@ async def promote(
     model = await asyncio.to_thread(store.resolve, f"{name}@{promotion.version}")
     async with service.registry.at_hand(model):
         await asyncio.to_thread(store.promote, model, alias)
-        await service.sync()
+        await service.sync(name)
     return await list_models(service)
 
 
