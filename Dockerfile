@@ -84,11 +84,8 @@ FROM common AS server-common
 ENV SUCCESSOR_HOST=0.0.0.0 \
     SUCCESSOR_STATE_DIR=/var/lib/successor
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; \
-server = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('SUCCESSOR_PORT', '8000')), timeout=2); \
-server.request('GET', '/health/ready'); \
-sys.exit(server.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-m", "service.health_check"]
 CMD ["serve"]
 
 

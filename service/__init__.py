@@ -12,7 +12,7 @@ Read in this order:
 7. `api`: one file for each dialect.
 8. `errors`, `metrics`: every error and its status; every instrument. `access`, `rate_limit`: API keys and how often
    each may be used. `telemetry`, `tracing`: traces.
-9. `server`, `protocol`, `logs`: sockets and signals; one connection.
+9. `server`, `protocol`, `logs`: sockets and signals; one connection. `health_check`: what a container asks.
 10. `processes`, `control`: several server processes, and what they are told together.
 11. `comparison`, `cli`: two models against each other over HTTP; the command line.
 """

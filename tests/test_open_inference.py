@@ -393,3 +393,14 @@ def test_only_names_of_the_store_can_be_loaded(own: WebClient, name: str, status
 def test_the_repository_is_changed_by_administrators_only(own: WebClient) -> None:
     refused(own.post("/v2/repository/models/tiny/unload"), 401, "Authorization: Bearer")
     assert infer(own, ["dull"]).status_code == 200
+
+
+def test_a_newer_version_that_cannot_be_loaded_is_said_though_an_older_one_answers(
+    own: WebClient, store: ModelStore
+) -> None:
+    assert own.post("/v2/repository/models/other/load", headers=BEARER).status_code == 200
+    file = store.root / "other" / str(make_tiny_version(store, "other", seed=1).version) / MODEL_FILE
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-10])
+    refused(own.post("/v2/repository/models/other/load", headers=BEARER), 404, "is not what was published")
+    assert infer(own, ["dull"], "other").status_code == 200

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -385,6 +386,19 @@ def test_a_body_that_is_not_http_is_counted_once(listening: Listening) -> None:
             assert peer.rest() == b""
     assert listening.refusals("invalid_request") == before["invalid_request"] + 2
     assert listening.refusals("client_closed_request") == before["client_closed_request"]
+
+
+def test_what_a_client_takes_to_send_its_body_is_not_counted_as_the_servers_time(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = (HEAD % len(BODY)).replace(b"Host: x\r\n", b"Host: x\r\nExpect: 100-continue\r\n")
+    with listening.connected(head) as peer:
+        assert peer.file.readline() + peer.file.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        monkeypatch.setattr(listening.client.service.engine, "clock", lambda: time.monotonic() + 20)
+        peer.connection.sendall(BODY)
+        status, headers, _ = peer.answer()
+    assert status == 200
+    assert float(headers["x-total-time"]) < 20_000
 
 
 def test_what_follows_a_refusal_is_read_on(listening: Listening) -> None:

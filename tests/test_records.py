@@ -47,6 +47,13 @@ def test_a_record_that_can_not_be_read_is_refused_by_its_name(tmp_path: Path) ->
         Results(tmp_path).read(tmp_path, TaskRecord)
 
 
+def test_a_record_that_can_not_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("a file, where a folder should be", encoding="utf-8")
+    results = Results(tmp_path / "records")
+    with pytest.raises(StudyError, match=r"records can't be written \(.*\): choose one with --results"):
+        results.write(results.task_path("words"), task_record([0, 1]))
+
+
 def test_a_record_that_is_not_a_number_or_lacks_a_split_is_refused(tmp_path: Path) -> None:
     results, path = Results(tmp_path), tmp_path / "one.json"
     results.write(path, trial_record(0.5))

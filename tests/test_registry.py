@@ -348,6 +348,22 @@ def test_the_store_is_watched(store: ModelStore, tiny: ModelId) -> None:
     run(scenario)
 
 
+def test_what_could_not_be_loaded_is_tried_again_while_nothing_else_changes(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        scene = Scene(store)
+        scene.loader.corrupt.add("tiny@1")  # its files are still arriving
+        watching = asyncio.create_task(scene.registry.watch(0.01))
+        while "tiny@1" not in scene.registry.table.failures:  # noqa: ASYNC110 - the watcher has no event
+            await asyncio.sleep(0.01)
+        scene.loader.corrupt.clear()
+        while scene.answering().get("tiny") != "tiny@1":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        assert not scene.registry.table.failures
+        watching.cancel()
+
+    run(scenario)
+
+
 def test_what_changed_while_the_server_started_is_seen_by_the_first_look(store: ModelStore, tiny: ModelId) -> None:
     async def scenario() -> None:
         scene = Scene(store)

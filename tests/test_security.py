@@ -22,6 +22,7 @@ import trustme
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.errors import TlsError
+from service.health_check import is_ready
 from service.server import allow_connections, check_access, check_certificate, is_loopback
 from service.settings import InvalidSettingsError, load_settings
 from tests.keys import BEARER, KEY, entry, write_keys
@@ -114,6 +115,8 @@ def test_with_a_certificate_every_port_speaks_tls_and_nothing_else(
         "operations_port": str(operations),
     }
     with server(store, tmp_path, tls=trusting, **settings) as running:
+        assert is_ready(running.port, tls=True)
+        assert not is_ready(running.port, tls=False)
         assert running.classify() == 200
         assert running.request("GET", "/health/live", port=operations)[0] == 200
         for garbage in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"):

@@ -23,6 +23,7 @@ import pytest
 
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
+from service import health_check
 from service.errors import ListenError
 from service.server import address, listen, tune_allocator
 from tests.keys import BEARER, write_keys
@@ -133,6 +134,31 @@ def test_it_serves_until_sigterm_and_exits_with_0(store: ModelStore, tiny: Model
     assert code == 0
     events = [json.loads(line)["event"] for line in errors.splitlines()]
     assert events == ["starting", "version loaded", "going down"]
+
+
+def test_a_container_asks_whether_it_is_ready(
+    store: ModelStore, tiny: ModelId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server(store, tmp_path) as running:
+        monkeypatch.setenv("SUCCESSOR_PORT", str(running.port))
+        assert health_check.main() == 0
+        running.stop()
+        assert health_check.main() == 1
+
+
+@pytest.mark.parametrize(("answer", "ready"), [(b"503 Service Unavailable", False), (b"200 OK", True), (b"", False)])
+def test_an_answer_other_than_200_is_not_ready(answer: bytes, ready: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reply() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(1024)
+                connection.sendall(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % answer)
+
+        replying = threading.Thread(target=reply)
+        replying.start()
+        assert health_check.is_ready(listener.getsockname()[1], tls=False) is ready
+        replying.join()
 
 
 def test_sigint_ends_it_as_well(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:

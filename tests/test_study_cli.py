@@ -51,9 +51,25 @@ def test_a_study_fills_its_grid_one_unit_or_all_and_a_cell_can_be_doubted(app: t
     assert run(app, study, "--next") == f"3 of 3 finished; the table is {table}\n"
     doubted = run(app, study, "--cell", "words/theseus/seed0")
     assert "inside; 100.0% of the decisions are the same" in doubted
-    assert not list((study.parent / "work").glob("*/steps/*"))  # so that it is computed, each time
+    assert not list((study.parent / "work").glob("*/doubts"))  # so that it is computed, each time
     printed = json.loads(run(app, study, "--cell", "words/theseus/seed0", "--json"))
     assert printed["low"] <= printed["value"] == printed["recorded"] <= printed["high"]
+
+
+@pytest.mark.slow
+def test_a_doubted_cell_is_not_compared_with_the_model_that_it_came_from(app: typer.Typer, study: Path) -> None:
+    run(app, study, "--next")
+    kept = list((study.parent / "work").glob("*/steps/fine_tune-*"))
+    assert kept  # the missing cells start from it
+    whole, records = load_study(study, ONE_RATE[1::2]), Results(study.with_suffix(""))
+    other = Bench(whole, records, kept[0].parents[1], Recorder())
+    with other.using(alone=False):  # beside a process that fills the study
+        command = [str(study), "--work", str(study.parent / "work"), *ONE_RATE, "--cell", "words/predecessor/seed0"]
+        said = CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "inside; 100.0% of the decisions are the same" in said
+    assert "fine_tune: done in" in said
+    assert "already done" not in said
+    assert list((study.parent / "work").glob("*/steps/fine_tune-*")) == kept
 
 
 @pytest.mark.slow

@@ -108,9 +108,9 @@ class Bench:
         self._results.write(self._results.path(unit), record)
         if isinstance(unit, Trial):
             self._refuse_others(unit.task)
-        self.forget(unit)
+        self._forget(unit)
 
-    def forget(self, unit: Cell | Trial) -> None:
+    def _forget(self, unit: Cell | Trial) -> None:
         """Throw away the models of a unit that no missing unit needs.
 
         None but those of this unit: there may be other tasks, and other processes that are at them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,11 +79,11 @@ def study(  # noqa: PLR0913 - each argument is one of the command's options
         return
     progress = ConsoleProgress()
     # A folder for each folder of records: a process throws away models that no record of its own still needs.
-    place = key_of(str(records.folder.resolve()))[:12]
-    bench = Bench(whole, records, (work or cache_folder() / "studies" / whole.name) / place, progress)
+    place = (work or cache_folder() / "studies" / whole.name) / key_of(str(records.folder.resolve()))[:12]
     if cell is not None:
-        _one_cell(whole, records, bench, cell, as_json=as_json)
+        _one_cell(whole, records, place, progress, cell, as_json=as_json)
         return
+    bench = Bench(whole, records, place, progress)
     if not report_only:
         _fill(whole, records, bench, progress, task, next_only=next_only)
     report = write_study_report(whole, records)
@@ -140,15 +141,20 @@ def _fill(  # noqa: PLR0913 - the command's parts
                 time.sleep(_WAIT_S)
 
 
-def _one_cell(study: Study, records: Results, bench: Bench, text: str, *, as_json: bool) -> None:
+def _one_cell(  # noqa: PLR0913 - the command's parts
+    study: Study, records: Results, work: Path, progress: Progress, text: str, *, as_json: bool
+) -> None:
     cell = study.cell(text)
     before = records.read(records.path(cell), CellRecord)
+    # What is doubted is not compared with the models that it came from.
+    doubts = work / "doubts" if before is not None else work
+    bench = Bench(study, records, doubts, progress)
     with bench.using(alone=True):
         again = bench.compute(cell)
         if before is None:
             bench.keep(cell, again)
         else:
-            bench.forget(cell)
+            shutil.rmtree(doubts)
     task = records.check(study, cell.task)
     assert task is not None and isinstance(again, CellRecord)  # noqa: S101, PT018 - a cell was computed
     metric = metrics_of(study.tasks[cell.task].data, task.labels)[0]
