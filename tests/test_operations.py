@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from model_store.errors import InferenceError
+from model_store.errors import InferenceError, StoreError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.app import create_app
@@ -228,6 +228,20 @@ def test_a_failure_of_the_server_is_logged_with_its_reason(
     assert (answer.status_code, answer.json()["error"]["code"]) == answered
     (entry,) = [entry for entry in logs if entry["event"] == "request failed"]
     assert (entry["error"], entry["request_id"], entry["path"]) == (reason, "mine", "/v1/classify")
+
+
+def test_a_failure_of_administration_is_logged_with_its_reason(
+    administered: WebClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise StoreError("the store's disk is gone")
+
+    monkeypatch.setattr(administered.service.registry, "sync", fail)
+    with structlog.testing.capture_logs() as logs:
+        answer = administered.post("/v1/admin/sync", headers={**BEARER, "x-request-id": "mine"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "store_error")
+    (entry,) = [entry for entry in logs if entry["event"] == "request failed"]
+    assert (entry["error"], entry["request_id"]) == ("the store's disk is gone", "mine")
 
 
 def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:
