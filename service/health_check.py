@@ -11,6 +11,7 @@ import ssl
 import sys
 
 TIMEOUT_S = 2.0
+ROUTE = "/health/ready"
 
 
 def main() -> int:
@@ -29,7 +30,7 @@ def is_ready(port: int, *, tls: bool) -> bool:
         context.verify_mode = ssl.CERT_NONE
         connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=TIMEOUT_S, context=context)
     try:
-        connection.request("GET", "/health/ready")
+        connection.request("GET", ROUTE)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

@@ -20,7 +20,12 @@ def test_a_health_check_that_asks_the_wrong_route_is_noticed(
     engine: Engine, images: Images, full_store: ModelStore, tmp_path: Path
 ) -> None:
     broken = tmp_path / "Dockerfile"
-    broken.write_text(DOCKERFILE.read_text().replace("'/health/ready'", "'/health/wrong'"))
+    wrongly = "import sys; from service import health_check as one; one.ROUTE = '/health/wrong'; sys.exit(one.main())"
+    broken.write_text(
+        DOCKERFILE.read_text().replace(
+            '["python", "-m", "service.health_check"]', json.dumps(["python", "-c", wrongly])
+        )
+    )
     assert broken.read_text() != DOCKERFILE.read_text()
     with built(engine, broken) as wrong, deployed(wrong, full_store.root, "service") as deployment:
         deployment.await_ready(within=30)
