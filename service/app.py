@@ -33,7 +33,7 @@ from service import telemetry
 from service.access import Keyring
 from service.api import operations
 from service.api.access_schema import SECURITY_SCHEMES, add_access
-from service.api.common import Reply, Service, explain
+from service.api.common import Reply, Service, explain, log_fault
 from service.api.dialects import TABLE
 from service.api.endpoint import Found, refuse_method
 from service.api.envelope import Envelope
@@ -41,7 +41,7 @@ from service.api.reference import describe
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
-from service.errors import ROUTING, InvalidRequestError, Outcome, outcome_of
+from service.errors import ROUTING, InvalidRequestError, Outcome
 from service.loading import Loader
 from service.metrics import Metrics
 from service.registry import Registry
@@ -254,9 +254,7 @@ async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
     service: Service = request.state.service
     service.metrics.count_refusal(error)
-    if outcome_of(error).fault:
-        request_id = request.state.request_id.decode()
-        log.error("request failed", path=request.url.path, error=str(error), request_id=request_id, exc_info=error)
+    log_fault(request.scope, error)
     return _response(explain(error, TABLE.dialect_of(request.url.path)))
 
 

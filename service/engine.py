@@ -326,6 +326,7 @@ class Engine:
         now = self.clock()
         for worker, lost in self._pool.give_up(now - self._stuck_call_s):
             self._give_up(worker, lost)
+        self._replace_stuck()
         self._pool.nudge()
         for job in [one for one in self._jobs if one.deadline <= now]:
             self._end(job, DeadlineExceededError("the deadline passed before the answer: allow more time"))
@@ -335,7 +336,6 @@ class Engine:
         self._stuck += 1
         log.error("call does not come back", worker=worker.number, texts=len(items), stuck=self._stuck)
         self._lose(items)
-        self._replace_stuck()
 
     def _welcome_back(self) -> None:
         """A call that was given up has come back: its thread ends, and one that could not be replaced may be now."""
@@ -344,6 +344,7 @@ class Engine:
         self._replace_stuck()
 
     def _replace_stuck(self) -> None:
+        """Start workers in place of those that were given up, unless too many calls are still out."""
         while len(self._pool.live) < self.workers and self._stuck <= self._most_stuck and not self._closing:
             self._metrics.worker_restarts.labels("stuck").inc()
             self._pool.add_worker()

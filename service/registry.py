@@ -106,11 +106,20 @@ class Registry:
         there = ", ".join(sorted(self.table.routes)) or "nothing"
         if name is None:
             raise InvalidRequestError(f"name a model: this server has {there}", param="model")
-        if name in self.table.failures:
-            raise ModelNotLoadedError(f"model {name!r} could not be loaded: {self.table.failures[name]}", param="model")
+        self.check_current(name)
         if name.partition("@")[0] in self.table.unloaded:
             raise ModelNotLoadedError(f"model {name[:200]!r} was unloaded: load it to have it answer", param="model")
         raise ModelNotLoadedError(f"no model {name[:200]!r} here: this server has {there}", param="model")
+
+    def check_current(self, reference: str) -> None:
+        """Refuse a reference that does not lead to what the store means by it.
+
+        Raises:
+            ModelNotLoadedError: that could not be loaded; a version that it meant before may answer.
+        """
+        if reference in self.table.failures:
+            why = self.table.failures[reference]
+            raise ModelNotLoadedError(f"model {reference!r} could not be loaded: {why}", param="model")
 
     async def sync(self) -> Table:
         """Load what the store has and the table lacks, swap the table, and let go of what is no longer wanted.

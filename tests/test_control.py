@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_one_that_starts_is_waited_for_until_it_serves_something(tmp_path: Path)
     run(scenario)
 
 
-def test_what_two_processes_are_told_at_once_is_done_once_for_each(tmp_path: Path) -> None:
+def test_what_several_processes_are_told_at_once_is_done(tmp_path: Path) -> None:
     async def scenario() -> None:
         processes = [Process(tmp_path, name) for name in "abcd"]
         following = [asyncio.create_task(process.control.follow()) for process in processes]
@@ -122,6 +123,9 @@ def test_what_two_processes_are_told_at_once_is_done_once_for_each(tmp_path: Pat
             await asyncio.gather(*(process.control.broadcast() for process in processes))
         numbers = [process.control._ask() for process in processes]
         assert numbers == sorted(set(numbers))
+        with ThreadPoolExecutor(len(processes)) as pool:  # locks of a file hold between its openings, not processes
+            asked = list(pool.map(lambda number: processes[number % 4].control._ask(), range(200)))
+        assert sorted(asked) == list(range(numbers[-1] + 1, numbers[-1] + 201))
         for task in following:
             task.cancel()
 

@@ -51,7 +51,8 @@ def test_a_study_fills_its_grid_one_unit_or_all_and_a_cell_can_be_doubted(app: t
     assert run(app, study, "--next") == f"3 of 3 finished; the table is {table}\n"
     doubted = run(app, study, "--cell", "words/theseus/seed0")
     assert "inside; 100.0% of the decisions are the same" in doubted
-    assert not list((study.parent / "work").glob("*/doubts"))  # so that it is computed, each time
+    assert not list((study.parent / "work").glob("*/steps/*"))  # so that it is computed, each time
+    assert not list((study.parent / "work").glob("*/doubts"))
     printed = json.loads(run(app, study, "--cell", "words/theseus/seed0", "--json"))
     assert printed["low"] <= printed["value"] == printed["recorded"] <= printed["high"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import orjson
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Message, Receive, Scope, Send
 
@@ -35,6 +36,8 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
+
+log = structlog.get_logger(__name__)
 
 MAX_TIMEOUT_S = 3_600.0
 
@@ -198,6 +201,13 @@ def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
     message = str(error).encode("utf-8", "replace").decode()
     status, body = dialect.show(outcome_of(error), message, getattr(error, "param", None))
     return Reply(status, body, headers)
+
+
+def log_fault(scope: Scope, error: SuccessorError) -> None:
+    """Log an error of a request, inside `Envelope`, if it is the server's own fault."""
+    if outcome_of(error).fault:
+        request_id = scope["state"]["request_id"].decode()
+        log.error("request failed", path=scope["path"], error=str(error), request_id=request_id, exc_info=error)
 
 
 def whole_message(reply: Reply) -> Message:

@@ -28,6 +28,7 @@ from service.api.common import (
     Service,
     deadline_of,
     explain,
+    log_fault,
     read_body,
     send_reply,
 )
@@ -39,7 +40,6 @@ from service.errors import (
     ShuttingDownError,
     TextTooLargeError,
     TooManyTextsError,
-    outcome_of,
 )
 from service.registry import Route
 from service.settings import Settings
@@ -58,13 +58,10 @@ class Call:
     parameters: tuple[str, ...]
     """The path's parameters, decoded, in their order."""
     connection: Connection
-    started: float
-    """When it came, on the engine's clock; once its body is there, when that was."""
-    arrived: float = field(init=False)
-    """When its header came: what it may take counts from then."""
-
-    def __post_init__(self) -> None:
-        self.arrived = self.started
+    arrived: float
+    """When its header came, on the engine's clock: its deadline counts from then."""
+    started: float = 0.0
+    """When its body was there: what it took counts from then."""
 
     @property
     def request_id(self) -> str:
@@ -256,9 +253,7 @@ class Endpoint:
                 service.metrics.count_refusal(error)
             if isinstance(error, ClientGoneError):
                 return
-            if outcome_of(error).fault:
-                request_id = scope["state"]["request_id"].decode()
-                log.exception("request failed", path=scope["path"], error=str(error), request_id=request_id)
+            log_fault(scope, error)
             reply = explain(error, self.dialect)
         except asyncio.CancelledError:
             if not service.draining:

@@ -13,7 +13,7 @@ from model_store.manifest import Manifest, ModelId, check_name
 from model_store.store import ModelStore
 from service.api.common import Service
 from service.api.tensors import TEXT, TEXT_PAIR, described
-from service.errors import InvalidRequestError, ModelNotLoadedError
+from service.errors import InvalidRequestError
 from service.registry import Table
 
 PLATFORM = "onnxruntime_onnx"
@@ -191,6 +191,5 @@ async def demand(service: Service, name: str, *, wanted: bool) -> None:
     await asyncio.to_thread(registry.demand.set, name, wanted=wanted)
     await service.sync(name)
     if wanted:
+        registry.check_current(name)
         registry.route(name)
-        if name in registry.table.failures:  # an older version still answers
-            raise ModelNotLoadedError(f"model {name!r} could not be loaded: {registry.table.failures[name]}")
