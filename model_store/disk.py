@@ -50,6 +50,21 @@ class Disk:
             path.unlink()
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Put a text file in its place in one step: readers see the one before or this one, never a part of it.
+
+    Raises:
+        OSError: it can't be written; the one before is still there.
+    """
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def list_entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder; nothing where there is none."""
     try:

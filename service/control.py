@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel
 
+from model_store.disk import write_whole
 from service.background import repeat
 from service.errors import NotAcknowledgedError
 
@@ -91,7 +92,7 @@ class Control:
         with (self._folder / _LOCK).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             wanted = max(1, _read(self._folder / _WANTED).number) + 1
-            _write(self._folder / _WANTED, Progress(number=wanted), self._name)
+            _write(self._folder / _WANTED, Progress(number=wanted))
         return wanted
 
     @staticmethod
@@ -117,7 +118,7 @@ class Control:
                 self._acknowledge()
 
     def _acknowledge(self) -> None:
-        _write(self._folder / f"{_REACHED}{self._name}", self._reached, self._name)
+        _write(self._folder / f"{_REACHED}{self._name}", self._reached)
 
     def _processes(self) -> list[tuple[str, Progress]]:
         """All that live, and how far each is."""
@@ -137,7 +138,5 @@ def _read(file: Path) -> Progress:
         return Progress()
 
 
-def _write(file: Path, progress: Progress, writer: str) -> None:
-    aside = file.with_name(f".{file.name}-{writer}")
-    aside.write_text(progress.model_dump_json())
-    aside.rename(file)
+def _write(file: Path, progress: Progress) -> None:
+    write_whole(file, progress.model_dump_json())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from model_store.disk import write_whole
 from service.errors import DemandNotKeptError
 
 _LOAD, _UNLOAD = "load", "unload"
@@ -32,11 +32,9 @@ class Demand:
         if self._folder is None:
             self._memory = {**self._memory, name: wanted}
             return
-        aside = self._folder / f".{name}-{os.getpid()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(_LOAD if wanted else _UNLOAD)
-            aside.rename(self._folder / name)
+            write_whole(self._folder / name, _LOAD if wanted else _UNLOAD)
         except OSError as error:
             raise DemandNotKeptError(
                 f"{self._folder} can't be written ({error.strerror}): make it writable, or set another"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from model_store.classifier import PROVIDERS, Classifier, OnnxClassifier, to_scores
+from model_store.disk import write_whole
 from model_store.encoding import EncodedText, TextItem
 from model_store.errors import ClassifierError, InferenceError, SuccessorError
 from model_store.machine import processor
@@ -134,11 +134,9 @@ class Loader:
         path = self._path(classifier.artifact.sha256)
         if path is None:
             return
-        aside = path.with_suffix(f".incoming-{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(cost.state().model_dump_json())
-            aside.rename(path)
+            write_whole(path, cost.state().model_dump_json())
         except OSError as error:
             log.warning("costs not kept", model=str(classifier.manifest.id), error=str(error))
 

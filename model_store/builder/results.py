@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +21,7 @@ from model_store.builder.recipe import Recipe
 from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRecord, expanded
 from model_store.builder.runner import key_of
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, steps_to
+from model_store.disk import write_whole
 
 R = TypeVar("R", bound=Record)
 
@@ -86,11 +86,9 @@ class Results:
         """
         values = record.model_dump(mode="json")
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
-        aside = path.with_suffix(f".{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-            aside.replace(path)
+            write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
         except OSError as error:
             raise unwritable(self.folder, error) from error
 

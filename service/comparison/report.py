@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Column, Table
 
+from model_store.disk import write_whole
 from model_store.statistics import Estimate
 from service.comparison.errors import ComparisonError
 from service.comparison.measure import Sample
@@ -112,9 +112,7 @@ def write_json(comparison: Comparison, file: Path) -> None:
         ComparisonError: the file can't be written.
     """
     with _writing(file):
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        aside.write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        aside.replace(file)
+        write_whole(file, comparison.model_dump_json(indent=2) + "\n")
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
