@@ -18,7 +18,14 @@ from model_store.errors import SuccessorError
 from model_store.manifest import Side
 from service.background import repeat
 from service.batcher import Answer, Item, Job
-from service.errors import ClientGoneError, DeadlineExceededError, OverloadedError, ShuttingDownError, WorkerLostError
+from service.errors import (
+    ClientGoneError,
+    DeadlineExceededError,
+    DeadlineUnreachableError,
+    OverloadedError,
+    ShuttingDownError,
+    WorkerLostError,
+)
 from service.isolation import Outcome
 from service.metrics import Metrics
 from service.served_model import ServedModel
@@ -152,7 +159,8 @@ class Engine:
             side: where texts are cut; the manifest's unless given.
 
         Raises:
-            OverloadedError: the queue is full, or so long that the deadline would be missed.
+            OverloadedError: the queue is full.
+            DeadlineUnreachableError: it is so long that the deadline would be missed.
             ShuttingDownError: no worker can answer.
             DeadlineExceededError: the deadline has passed already, or can't be met whatever else is done.
         """
@@ -189,7 +197,7 @@ class Engine:
             )
         short = wait - (left_s - own) / _DEADLINE_RESERVE
         if wait and short > 0:
-            raise OverloadedError(
+            raise DeadlineUnreachableError(
                 f"the deadline would be missed (a wait of {wait * 1e3:.0f} ms is predicted): allow more time",
                 retry_after_s=min(wait, short),
             )

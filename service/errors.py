@@ -69,7 +69,7 @@ class ModelNotLoadedError(ServiceError):
 
 
 class OverloadedError(ServiceError):
-    """The request would wait longer than the server, or its own deadline, allows.
+    """The request would wait longer than the server allows.
 
     Args:
         message: one sentence that says what to do.
@@ -79,6 +79,10 @@ class OverloadedError(ServiceError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineUnreachableError(OverloadedError):
+    """The request would wait longer than its own deadline allows, though not longer than the server does."""
 
 
 class DeadlineExceededError(ServiceError):
@@ -170,6 +174,7 @@ OUTCOMES: dict[type[store.SuccessorError], Outcome] = {
     TextTooLargeError: Outcome(413, _INVALID, "text_too_large"),
     ModelNotLoadedError: Outcome(404, _MISSING, "model_not_found"),
     OverloadedError: Outcome(429, _BUSY, "overloaded"),
+    DeadlineUnreachableError: Outcome(429, _BUSY, "deadline_unreachable"),
     DeadlineExceededError: Outcome(504, "timeout_error", "deadline_exceeded"),
     ClientGoneError: Outcome(499, _INVALID, "client_closed_request"),
     WorkerLostError: Outcome(503, _FAULT, "worker_lost"),

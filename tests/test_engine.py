@@ -23,6 +23,7 @@ from service.engine import _CLOSE_TIMEOUT_S, WATCHDOG_S, Engine
 from service.errors import (
     ClientGoneError,
     DeadlineExceededError,
+    DeadlineUnreachableError,
     OverloadedError,
     ShuttingDownError,
     WorkerLostError,
@@ -243,7 +244,7 @@ def test_a_request_that_would_miss_its_deadline_is_refused_with_the_wait() -> No
         async with bench() as it:
             job = it.submit(model, *["word"] * 100)
             model.cost.calls = 100
-            with pytest.raises(OverloadedError, match="deadline would be missed") as caught:
+            with pytest.raises(DeadlineUnreachableError, match="deadline would be missed") as caught:
                 it.submit(model, "text", timeout_s=0.5)
             # When so much of the queue is gone, 1.5 times the rest and the text itself fit into what was allowed.
             wait, own = it.engine.predicted_wait_s, model.estimate_s(TextItem("text"))

@@ -27,6 +27,7 @@ WORK = (
     errors.TooManyTextsError,
     errors.TextTooLargeError,
     errors.OverloadedError,
+    errors.DeadlineUnreachableError,
     store.InferenceError,
     errors.ShuttingDownError,
     errors.WorkerLostError,

@@ -39,7 +39,7 @@ def test_a_health_check_that_asks_the_wrong_route_is_noticed(
         ("alerts.yml", "successor:request_errors:ratio_rate5m > 0.01", "successor:request_errors:ratio_rate5m > 0.1"),
         ("alerts.yml", "successor:replicas_ready:count < 1", "successor:replicas_ready:count < 0"),
         ("recording.yml", "successor_worker_restarts_total", "successor_worker_restart_total"),
-        ("recording.yml", 'reason="overloaded"', 'reason="overload"'),
+        ("recording.yml", 'reason=~"deadline_unreachable|overloaded"', 'reason="deadline_unreachable"'),
     ],
 )
 def test_a_rule_that_says_something_else_is_noticed(
