@@ -21,6 +21,7 @@ from model_store.machine import processor
 from model_store.manifest import Artifact, Manifest, ModelId
 from model_store.seats import Seats
 from model_store.store import ModelStore, StoredVersion
+from service.background import on_own_thread
 from service.cost_model import CostModel, CostState
 from service.metrics import Metrics
 from service.served_model import LoneSession, ServedModel
@@ -160,7 +161,7 @@ class Loader:
             return
         await _until(idle)
         try:
-            served.lone = await asyncio.to_thread(self._lone_of, served)
+            served.lone = await on_own_thread(self._lone_of, served)
         except SuccessorError as error:
             log.warning("no session for lone requests", model=served.reference, error=str(error))
 
@@ -172,7 +173,7 @@ class Loader:
     async def _measure_other(self, served: ServedModel, artifact: Artifact, idle: Callable[[], bool]) -> None:
         """Measure a file that is not served, in a session that ends with this."""
         try:
-            classifier = await asyncio.to_thread(self._opened, served, artifact)
+            classifier = await on_own_thread(self._opened, served, artifact)
             await self._measure_grid(classifier, CostModel(), served.work_clock, idle)
         except SuccessorError as error:
             log.warning("file not measured", model=served.reference, file=artifact.file, error=str(error))
@@ -192,7 +193,7 @@ class Loader:
             return
         for texts, tokens in grid:
             await _until(idle)
-            await asyncio.to_thread(_measure, classifier, cost, clock, texts, tokens)
+            await on_own_thread(_measure, classifier, cost, clock, texts, tokens)
         self.keep(classifier, cost)
 
     def _kept(self, sha256: str) -> CostState | None:

@@ -18,7 +18,7 @@ import structlog
 from model_store.errors import ClassifierError, InferenceError, IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
-from service.background import repeat
+from service.background import on_own_thread, repeat
 from service.demand import Demand
 from service.errors import InvalidRequestError, ModelNotLoadedError, UnusableVersionError
 from service.metrics import Metrics
@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 _HOUSEKEEPING_S = 1.0
 # What can't be served is tried again at least this often.
 _MOST_PATIENCE_S = 60.0
+# A version that takes longer to load is not waited for: it is taken when it has loaded.
+LOAD_PATIENCE_S = 30.0
 
 DEFAULT_ARM = "default"
 HINT = "publish one with `successor demo` or `successor build RECIPE`, or choose another store with SUCCESSOR_STORE_DIR"
@@ -67,6 +69,7 @@ class Registry:
         load: opens and warms one version, on a thread of its own.
         metrics: the process's instruments.
         demand: names that were asked for or let go of by hand.
+        load_patience_s: how long a version that loads holds up everything else that is to change.
     """
 
     def __init__(  # noqa: PLR0913 - what `create_app` wires, each by its name
@@ -78,6 +81,7 @@ class Registry:
         load: Callable[[ModelId], ServedModel],
         metrics: Metrics,
         demand: Demand | None = None,
+        load_patience_s: float = LOAD_PATIENCE_S,
     ) -> None:
         self._store = store
         self._wanted = wanted
@@ -85,6 +89,9 @@ class Registry:
         self._load = load
         self._metrics = metrics
         self.demand = demand or Demand(None)
+        self._load_patience_s = load_patience_s
+        self._loading: dict[ModelId, asyncio.Task[ServedModel]] = {}
+        """What is being loaded, or was when nobody waited any more."""
         self._changing = asyncio.Lock()
         self._at_hand: dict[ModelId, ServedModel] = {}
         """Loaded before anything in the store means them; see `at_hand`."""
@@ -133,17 +140,39 @@ class Registry:
             chosen, failures = await asyncio.to_thread(self._chosen, asked_for, unloaded)
             models: dict[ModelId, ServedModel] = {}
             for model in sorted(set(chosen.values()), key=str):
-                loaded = self.table.models.get(model) or self._at_hand.get(model)
                 try:
-                    models[model] = loaded if loaded is not None else await asyncio.to_thread(self._load, model)
+                    models[model] = (
+                        self.table.models.get(model) or self._at_hand.get(model) or await self._loaded(model)
+                    )
                 except SuccessorError as error:
                     failures.update({ref: str(error) for ref, target in chosen.items() if target == model})
                     continue
                 if model not in self.table.models:
                     log.info("version loaded", model=str(model), file=models[model].classifier.artifact.file)
             self._swap(chosen, models, failures, unloaded)
+            late = [one for one, loading in self._loading.items() if loading.done() and one not in chosen.values()]
+            for model in late:
+                self._loading.pop(model).exception()  # nothing means it any more
             self.release_drained()
             return self.table
+
+    async def _loaded(self, model: ModelId) -> ServedModel:
+        """Load a version, or go on waiting for the load that was begun before.
+
+        Raises:
+            UnusableVersionError: it takes too long to be waited for.
+            SuccessorError: it can't be loaded.
+        """
+        loading = self._loading.get(model)
+        if loading is None:
+            loading = self._loading[model] = asyncio.create_task(on_own_thread(self._load, model))
+        await asyncio.wait({loading}, timeout=self._load_patience_s)
+        if not loading.done():
+            raise UnusableVersionError(
+                f"{model} has not loaded within {self._load_patience_s:g} s: it is served as soon as it has"
+            )
+        del self._loading[model]
+        return loading.result()
 
     @contextlib.asynccontextmanager
     async def at_hand(self, model: ModelId) -> AsyncIterator[None]:
@@ -162,7 +191,7 @@ class Registry:
         try:
             async with self._changing:
                 if model not in self.table.models:
-                    self._at_hand[model] = await asyncio.to_thread(self._load, model)
+                    self._at_hand[model] = await self._loaded(model)
         except (ClassifierError, InferenceError) as error:
             raise UnusableVersionError(f"{model} can't be served: {error}") from error
         try:

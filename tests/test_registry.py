@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -45,9 +46,16 @@ class FakeLoader:
 class Scene:
     """A store, a loader, and the registry between them."""
 
-    def __init__(self, store: ModelStore, *wanted: str, default: str | None = None) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        *wanted: str,
+        default: str | None = None,
+        loader: FakeLoader | None = None,
+        load_patience_s: float = 20,
+    ) -> None:
         self.store = store
-        self.loader = FakeLoader()
+        self.loader = loader or FakeLoader()
         self.metrics_registry = CollectorRegistry()
         self.registry = Registry(
             store,
@@ -55,6 +63,7 @@ class Scene:
             default_model=default,
             load=self.loader,
             metrics=Metrics(self.metrics_registry),
+            load_patience_s=load_patience_s,
         )
 
     def answering(self) -> dict[str, str]:
@@ -478,5 +487,74 @@ def test_an_empty_store_serves_nothing(tmp_path: Path) -> None:
         scene = Scene(ModelStore(tmp_path / "nothing"))
         table = await scene.registry.sync()
         assert (table.routes, table.failures) == ({}, {})
+
+    run(scenario)
+
+
+class SlowLoader(FakeLoader):
+    """Loads some versions only when it is told to."""
+
+    def __init__(self, *slow: str) -> None:
+        super().__init__()
+        self.slow = slow
+        self.release = threading.Event()
+        self.asked: list[str] = []
+
+    def __call__(self, model: ModelId) -> ServedModel:
+        self.asked.append(str(model))
+        if str(model) in self.slow:
+            self.release.wait(20)
+        return super().__call__(model)
+
+
+async def settled(registry: Registry) -> None:
+    """Wait until nothing is being loaded."""
+    while not all(loading.done() for loading in registry._loading.values()):  # noqa: ASYNC110 - has no event
+        await asyncio.sleep(0.005)
+
+
+def test_a_version_that_loads_for_long_holds_up_nothing_and_is_taken_when_it_has(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    async def scenario() -> None:
+        make_tiny_version(store, "other")
+        loader = SlowLoader(str(tiny))
+        scene = Scene(store, loader=loader, load_patience_s=0.02)
+        for _ in range(2):
+            await scene.registry.sync()
+            assert set(scene.answering()) == {"other", "other@1"}
+            assert "not loaded within 0.02 s" in scene.registry.table.failures["tiny"]
+        with pytest.raises(ModelNotLoadedError, match="not loaded within"):
+            scene.registry.route("tiny")
+        with pytest.raises(UnusableVersionError, match="not loaded within"):
+            async with scene.registry.at_hand(tiny):
+                pass
+        loader.release.set()
+        await settled(scene.registry)
+        await scene.registry.sync()
+        assert scene.answering()["tiny"] == "tiny@1"
+        assert not scene.registry.table.failures
+        assert sorted(loader.asked) == ["other@1", "tiny@1"]  # once, however often it was waited for
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_version_that_loads_for_too_long_to_be_wanted_any_more_is_let_go(
+    store: ModelStore, tiny: ModelId, fails: bool
+) -> None:
+    async def scenario() -> None:
+        loader = SlowLoader(str(tiny))
+        if fails:
+            loader.corrupt.add(str(tiny))
+        scene = Scene(store, loader=loader, load_patience_s=0.02)
+        await scene.registry.sync()
+        scene.registry.demand.set("tiny", wanted=False)
+        loader.release.set()
+        await settled(scene.registry)
+        await scene.registry.sync()
+        assert not scene.registry._loading
+        assert not scene.answering()
+        assert not scene.registry.table.failures
 
     run(scenario)
