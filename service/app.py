@@ -254,7 +254,7 @@ async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
     service: Service = request.state.service
     service.metrics.count_refusal(error)
-    log_fault(request.scope, error)
+    log_fault(error, request.scope["path"], request.scope["state"]["request_id"])
     return _response(explain(error, TABLE.dialect_of(request.url.path)))
 
 

@@ -214,13 +214,29 @@ def test_bad_input_is_refused_with_its_code_and_one_clear_sentence(client: GrpcC
     assert sentence in (error.details() or "")
 
 
-def test_an_answer_says_who_gave_it(client: GrpcClient) -> None:
-    async def trailing(channel: Any) -> dict[str, str]:  # noqa: ANN401 - gRPC has no types
-        call = stub(channel, "ModelInfer")(request(["dull"]))
+def test_an_answer_says_who_gave_it_and_to_which_request(client: GrpcClient) -> None:
+    async def trailing(channel: Any, metadata: tuple[tuple[str, str], ...]) -> dict[str, str]:  # noqa: ANN401
+        call = stub(channel, "ModelInfer")(request(["dull"]), metadata=metadata)
         await call
         return dict(await call.trailing_metadata())
 
-    assert client.run(trailing)["x-model-version"] == "tiny@2"
+    given = client.run(functools.partial(trailing, metadata=(("x-request-id", "mine"),)))
+    assert (given["x-model-version"], given["x-request-id"]) == ("tiny@2", "mine")
+    first, second = (client.run(functools.partial(trailing, metadata=()))["x-request-id"] for _ in range(2))
+    assert first != second
+
+
+def test_a_stream_has_one_id(client: GrpcClient) -> None:
+    async def trailing(channel: Any) -> str:  # noqa: ANN401 - gRPC has no types
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
+            response_deserializer=MESSAGES["ModelStreamInferResponse"].FromString,
+        )(iter([request(["dull"])]), metadata=(("x-request-id", "mine"),))
+        assert [answer.error_message async for answer in call] == [""]
+        return str(dict(await call.trailing_metadata())["x-request-id"])
+
+    assert client.run(trailing) == "mine"
 
 
 def test_deadlines_of_metadata_are_kept(client: GrpcClient) -> None:
@@ -312,6 +328,7 @@ def test_a_full_queue_says_when_to_come_again(store: ModelStore, tiny: ModelId) 
         error = client.run(functools.partial(fill, blocked=blocked))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         metadata = dict(error.trailing_metadata())
+        assert metadata["x-request-id"]
         assert int(metadata["retry-after-ms"]) == int(metadata["grpc-retry-pushback-ms"]) > 0
 
 
@@ -354,7 +371,10 @@ def test_a_failure_of_the_server_is_logged_with_its_reason(store: ModelStore, ti
         with structlog.testing.capture_logs() as logs:
             error = client.refused("ModelInfer", request(["dull"]))
         assert error.code() is grpc.StatusCode.INTERNAL
-        assert [(entry["event"], entry["error"]) for entry in logs] == [("request failed", "the engine is broken")]
+        (entry,) = logs
+        assert (entry["event"], entry["error"]) == ("request failed", "the engine is broken")
+        assert entry["path"] == "/inference.GRPCInferenceService/ModelInfer"
+        assert entry["request_id"] == dict(error.trailing_metadata())["x-request-id"]
 
 
 def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, tiny: ModelId) -> None:
@@ -362,7 +382,9 @@ def test_an_unexpected_error_is_answered_without_its_details(store: ModelStore, 
         client.web.service.registry.table.routes["haunted"] = Route(None, "haunted")  # type: ignore[arg-type]
         with structlog.testing.capture_logs() as logs:
             error = client.refused("ModelInfer", request(["dull"], "haunted"))
-        assert [entry["event"] for entry in logs] == ["unexpected error"]
+        (entry,) = logs
+        assert entry["event"] == "unexpected error"
+        assert entry["request_id"] == dict(error.trailing_metadata())["x-request-id"]
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "NoneType" not in (error.details() or "")
         assert 'successor_refusals_total{reason="internal_error"} 1.0' in client.web.get("/metrics").text

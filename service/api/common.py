@@ -6,7 +6,7 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_TIMEOUT_S = 3_600.0
+_MAX_REQUEST_ID = 128
 
 WHOLE = "successor.body"
 """An extension of ASGI: the message that starts an answer may have all of its body under this key, and ends it then."""
@@ -203,11 +204,17 @@ def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
     return Reply(status, body, headers)
 
 
-def log_fault(scope: Scope, error: SuccessorError) -> None:
-    """Log an error of a request, inside `Envelope`, if it is the server's own fault."""
+def identify(service: Service, headers: Mapping[bytes, bytes]) -> bytes:
+    """The id that a request came with, or a new one."""
+    given = headers.get(b"x-request-id", b"")
+    fits = 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable()
+    return given if fits else service.next_request_id().encode()
+
+
+def log_fault(error: SuccessorError, path: str, request_id: bytes) -> None:
+    """Log an error of a request if it is the server's own fault."""
     if outcome_of(error).fault:
-        request_id = scope["state"]["request_id"].decode()
-        log.error("request failed", path=scope["path"], error=str(error), request_id=request_id, exc_info=error)
+        log.error("request failed", path=path, error=str(error), request_id=request_id.decode(), exc_info=error)
 
 
 def whole_message(reply: Reply) -> Message:

@@ -253,7 +253,7 @@ class Endpoint:
                 service.metrics.count_refusal(error)
             if isinstance(error, ClientGoneError):
                 return
-            log_fault(scope, error)
+            log_fault(error, scope["path"], scope["state"]["request_id"])
             reply = explain(error, self.dialect)
         except asyncio.CancelledError:
             if not service.draining:

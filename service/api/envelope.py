@@ -8,14 +8,13 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import SuccessorError
-from service.api.common import Dialect, Reply, Service, explain, send_reply, whole_message
+from service.api.common import Dialect, Reply, Service, explain, identify, send_reply, whole_message
 from service.api.endpoint import Found
 from service.errors import UNEXPECTED, UnsupportedEncodingError
 from service.telemetry import continued
 
 log = structlog.get_logger(__name__)
 
-_MAX_REQUEST_ID = 128
 # Asked every few seconds by machines.
 _UNTRACED = ("/health", "/v2/health", "/metrics")
 
@@ -39,7 +38,7 @@ class Envelope:
             return
         service: Service = scope["state"]["service"]
         headers = dict(scope["headers"])
-        request_id = _identify(service, headers)
+        request_id = identify(service, headers)
         scope["state"]["request_id"] = request_id
         scope["state"]["headers"] = headers
         status = 0
@@ -112,18 +111,11 @@ def refusal_at_once(scope: Scope, found: Found | None) -> Message | None:
     except SuccessorError as error:
         service.metrics.count_refusal(error)
         message = whole_message(explain(error, endpoint.dialect))
-        message["headers"].append((b"x-request-id", _identify(service, headers)))
+        message["headers"].append((b"x-request-id", identify(service, headers)))
         if b"traceparent" in headers and (traceparent := continued(headers[b"traceparent"])) is not None:
             message["headers"].append((b"traceparent", traceparent))
         return message
     return None
-
-
-def _identify(service: Service, headers: dict[bytes, bytes]) -> bytes:
-    """The id that a request came with, or a new one."""
-    given = headers.get(b"x-request-id", b"")
-    fits = 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode("latin-1").isprintable()
-    return given if fits else service.next_request_id().encode()
 
 
 def _name_of(scope: Scope) -> str:

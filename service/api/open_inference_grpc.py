@@ -16,7 +16,7 @@ from model_store.errors import SuccessorError
 from service.access import Permission
 from service.api import open_inference_models as models
 from service.api.access import authorise, check_port
-from service.api.common import Headers, Service, deadline_of
+from service.api.common import Headers, Service, deadline_of, identify, log_fault
 from service.api.endpoint import origin_headers
 from service.api.grpc_messages import SERVICE, load_messages
 from service.api.open_inference import Inference, infer
@@ -149,24 +149,31 @@ class _Servicer:
     ) -> Any:  # noqa: ANN401 - a message
         """Answer one request; every error gets its code, and what was not expected tells nothing."""
         headers = _headers(context)
+        path = _path(type(request).__name__.removesuffix("Request"))
+        request_id = self._identified(headers, context)
         try:
             if permission is not None:
                 check_port(self._service, {}, permission)
                 authorise(self._service, headers, permission)
-            with self._traced(type(request).__name__.removesuffix("Request"), headers):
+            with self._traced(path, headers):
                 return await method(request, context)
         except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
-            outcome, message, metadata = self._refusal(error)
-        await context.abort(code_of(outcome), message, metadata)
+            outcome, message, metadata = self._refusal(error, path, request_id)
+        await context.abort(code_of(outcome), message, (*metadata, *context.trailing_metadata()))
         return None
 
+    def _identified(self, headers: Mapping[bytes, bytes], context: Context) -> bytes:
+        """A call's id, which is also with its answer."""
+        request_id = identify(self._service, headers)
+        context.set_trailing_metadata((("x-request-id", request_id.decode()),))
+        return request_id
+
     @contextmanager
-    def _traced(self, method: str, headers: Mapping[bytes, bytes]) -> Iterator[None]:
+    def _traced(self, path: str, headers: Mapping[bytes, bytes]) -> Iterator[None]:
         """A span around one request, where OpenTelemetry is configured."""
         if self._service.tracing is None:
             yield
             return
-        path = f"/{SERVICE}/{method}"
         span, status = self._service.tracing.begin("POST", path, headers), 200
         try:
             yield
@@ -179,14 +186,15 @@ class _Servicer:
         finally:
             span.end(f"POST {path}", status)
 
-    def _refusal(self, error: Exception) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
+    def _refusal(
+        self, error: Exception, path: str, request_id: bytes
+    ) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
         """What a client is told of an error; it is counted, and logged if it is the server's own fault."""
         self._service.metrics.count_refusal(error)
         if not isinstance(error, SuccessorError):
-            log.error("unexpected error", exc_info=error)
+            log.error("unexpected error", path=path, request_id=request_id.decode(), exc_info=error)
             return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
-        if outcome_of(error).fault:
-            log.error("request failed", error=str(error), exc_info=error)
+        log_fault(error, path, request_id)
         metadata: tuple[tuple[str, str], ...] = ()
         if isinstance(error, OverloadedError):
             milliseconds = f"{max(1, round(error.retry_after_s * 1e3))}"
@@ -196,21 +204,23 @@ class _Servicer:
 
     async def _model_infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
         response, headers = await self._infer(request, context)
-        context.set_trailing_metadata(tuple((name.decode(), value.decode()) for name, value in headers))
+        origin = ((name.decode(), value.decode()) for name, value in headers)
+        context.set_trailing_metadata((*context.trailing_metadata(), *origin))
         return response
 
     async def _model_stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """Answer a stream's requests in their order, each with its answer or its error."""
         make = self._messages["ModelStreamInferResponse"]
+        headers, path = _headers(context), _path("ModelStreamInfer")
+        request_id = self._identified(headers, context)
         async for request in requests:
             try:
-                headers = _headers(context)
                 authorise(self._service, headers, "infer")
-                with self._traced("ModelStreamInfer", headers):
+                with self._traced(path, headers):
                     response, _ = await self._infer(request, context)
                 yield make(infer_response=response)
             except Exception as error:  # noqa: BLE001 - as above
-                refused = make(error_message=self._refusal(error)[1])
+                refused = make(error_message=self._refusal(error, path, request_id)[1])
                 refused.infer_response.id = request.id
                 yield refused
 
@@ -326,6 +336,11 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, object]:
         raise InvalidRequestError(f"a request has at most {_MOST_PARAMETERS} parameters", param="parameters")
     chosen = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
     return {name: getattr(parameters[name], choice) for name, choice in chosen.items() if choice is not None}
+
+
+def _path(method: str) -> str:
+    """What a method's requests are sent to."""
+    return f"/{SERVICE}/{method}"
 
 
 def _headers(context: Context) -> dict[bytes, bytes]:
