@@ -89,3 +89,27 @@ def test_products_of_two_computed_values_stay_as_they_are(tmp_path: Path, weight
     quantize_per_token(source, tmp_path / "out.onnx", 64)
     x = np.random.default_rng(3).normal(size=(1, 4, WIDTH)).astype(np.float32)
     np.testing.assert_allclose(run(tmp_path / "out.onnx", x)[1], x @ x.transpose(0, 2, 1), rtol=1e-5)
+
+
+def test_matrices_are_not_folded_and_share_their_zero_points(tmp_path: Path, weights: NDArray[np.float32]) -> None:
+    """What is known to be a matrix needs six operators fewer for each value than what may have more axes."""
+    model = onnx.load(str(products(tmp_path / "in.onnx", weights, count=2)))
+    values = ("x", "negated", "other")
+    model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["others", WIDTH]))
+    del model.graph.input[0].type.tensor_type.shape.dim[0]  # of `x`
+    model.graph.node.insert(0, helper.make_node("Neg", ["x"], ["negated"]))
+    model.graph.node[2].input[0] = "negated"
+    model.graph.node.append(helper.make_node("MatMul", ["other", "w0"], ["y2"]))
+    model.graph.output.append(helper.make_tensor_value_info("y2", TensorProto.FLOAT, None))
+    for name, rows in zip(values, ("tokens", "tokens", "others"), strict=True):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, WIDTH]))
+    onnx.save(model, str(tmp_path / "in.onnx"))
+    quantize_per_token(tmp_path / "in.onnx", tmp_path / "out.onnx", 64)
+    operators = [node.op_type for node in onnx.load(str(tmp_path / "out.onnx")).graph.node]
+    assert [operators.count(name) for name in ("QuantizeLinear", "ConstantOfShape", "Reshape")] == [3, 2, 3]
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    draw = np.random.default_rng(4)
+    x, other = (draw.normal(size=(count, WIDTH)).astype(np.float32) for count in (5, 3))
+    first, second, third = session.run(["y0", "y1", "y2"], {"x": x, "other": other})
+    for found, exact in ((first, x @ weights), (second, -2 * x @ weights), (third, other @ weights)):
+        assert np.abs(found - exact).max() < 0.15

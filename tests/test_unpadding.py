@@ -119,6 +119,16 @@ def test_every_product_by_a_matrix_gets_as_many_rows_as_there_are_tokens(unpadde
     assert set(rows) == {sum(LENGTHS), len(LENGTHS)}
 
 
+def test_values_that_products_read_are_known_as_rows_by_what_is_made_of_the_file(
+    unpadded: Path, tmp_path: Path
+) -> None:
+    quant_pre_process(str(unpadded), str(tmp_path / "prepared.onnx"), skip_symbolic_shape=True)
+    quantize_per_token(tmp_path / "prepared.onnx", tmp_path / "int8.onnx", 64)
+    operators = [node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node]
+    # One of them for all rows, others for what is of each text.
+    assert operators.count("ConstantOfShape") < operators.count("QuantizeLinear") / 2
+
+
 def test_padding_is_put_back_for_attention_alone(unpadded: Path) -> None:
     names = [node.name for node in onnx.load(str(unpadded)).graph.node]
     again = [name for name in names if name.endswith("_padded_rows")]

@@ -48,9 +48,16 @@ class _Surgery:
         self._graph, self._version = graph, version
         self._largest = largest_weight
         self._matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+        self._rows = {
+            entry.name: entry.type.tensor_type.shape.dim[0].dim_param or entry.name
+            for entry in graph.value_info
+            if len(entry.type.tensor_type.shape.dim) == 2
+        }
+        """Values that are matrices, and what their number of rows is called."""
         self._constants: dict[str, onnx.TensorProto] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._quantized: set[str] = set()
+        self._zero_points: set[str] = set()
         self._replaced: set[str] = set()
 
     def operate(self) -> None:
@@ -93,23 +100,36 @@ class _Surgery:
         """Activations `(…, width)` in int8, and their scales `(…, 1)`.
 
         A token of zeros gets a scale of 0, and whatever it is rounded to is multiplied by that in the end. The
-        operator that rounds takes one scale for each row of a matrix, so that the leading dimensions are folded.
+        operator that rounds takes one scale for each row of a matrix, so that the leading dimensions are folded, where
+        there are several. Every operator costs a call some microseconds.
         """
         flat = self._constant("per_token_flat", np.array([-1], np.int64))
-        rows = self._constant(f"per_token_rows_{width}", np.array([-1, width], np.int64))
         self._add("Abs", [values], f"{values}_abs")
         self._add_maximum(f"{values}_abs", f"{values}_max")
         step = self._constant("per_token_step", np.float32(1 / 127))
         self._add("Mul", [f"{values}_max", step], f"{values}_scale")
         self._add("Reshape", [f"{values}_scale", flat], f"{values}_scales")
-        self._add("Shape", [f"{values}_scales"], f"{values}_count")
-        middle = numpy_helper.from_array(np.array([_ZERO_POINT], np.uint8))
-        self._add("ConstantOfShape", [f"{values}_count"], f"{values}_zero_points", value=middle)
+        if values in self._rows:
+            zero_points = self._zero_points_of(f"{values}_scales", self._rows[values])
+            self._add("QuantizeLinear", [values, f"{values}_scales", zero_points], f"{values}_int8", axis=0)
+            return
+        zero_points = self._zero_points_of(f"{values}_scales", values)
+        rows = self._constant(f"per_token_rows_{width}", np.array([-1, width], np.int64))
         self._add("Reshape", [values, rows], f"{values}_rows")
-        inputs = [f"{values}_rows", f"{values}_scales", f"{values}_zero_points"]
+        inputs = [f"{values}_rows", f"{values}_scales", zero_points]
         self._add("QuantizeLinear", inputs, f"{values}_int8_rows", axis=0)
         self._add("Shape", [values], f"{values}_shape")
         self._add("Reshape", [f"{values}_int8_rows", f"{values}_shape"], f"{values}_int8")
+
+    def _zero_points_of(self, scales: str, count: str) -> str:
+        """As many zero points as scales: the same for all values whose number of rows has this name."""
+        name = f"{count}_zero_points"
+        if name not in self._zero_points:
+            self._zero_points.add(name)
+            self._add("Shape", [scales], f"{count}_count")
+            middle = numpy_helper.from_array(np.array([_ZERO_POINT], np.uint8))
+            self._add("ConstantOfShape", [f"{count}_count"], name, value=middle)
+        return name
 
     def _add_maximum(self, values: str, output: str) -> None:
         """Over the last axis, which is an input since version 18."""

@@ -31,6 +31,8 @@ MARK = "successor.unpadded"
 _ELEMENTWISE = {"Abs", "Add", "Cast", "Div", "Erf", "Gelu", "Identity", "Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub"}
 _ELEMENTWISE |= {"Neg", "Reciprocal", "Tanh"}
 _SPLIT_HEADS, _SPLIT_HEADS_AND_TURN, _JOIN_HEADS = [0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]
+# How many rows there are: the name of their axis in the values that products read, by which later passes know them.
+_ROWS = "unpadded_rows"
 _Shape = list[str | int | None]
 # What the two files are compared with: texts of so many tokens, of ids that every vocabulary has.
 _LENGTHS, _FEW_IDS = (2, 16, 5, 9), 5
@@ -314,3 +316,11 @@ class _Unpadded:
         del self._graph.node[:]
         self._graph.node.extend(reversed(kept))
         del self._graph.value_info[:]
+        factors = {node.input[0]: node.input[1] for node in kept if node.op_type == "MatMul" and self._is_of_rows(node)}
+        for name, weights in factors.items():
+            kind = helper.np_dtype_to_tensor_dtype(self._constants[weights].dtype)
+            shape = [_ROWS, self._constants[weights].shape[0]]
+            self._graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def _is_of_rows(self, node: onnx.NodeProto) -> bool:
+        return node.output[0] in self._rows

@@ -43,7 +43,7 @@ def artificial_subject(store: ModelStore, layers: int, method: Method, texts: li
 
     Its vocabulary is that of the texts, so that they get as many tokens as they would from a tokenizer that knows them.
     """
-    name = f"random-{layers}-layers-{method}-unpadded-{zlib.crc32(''.join(texts).encode()):08x}"
+    name = f"random-{layers}-layers-{method}-rows-{zlib.crc32(''.join(texts).encode()):08x}"
     try:
         model = store.resolve(name)
     except ModelNotFoundError:
