@@ -77,9 +77,9 @@ def list_entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def read_record(path: Path) -> bytes:
-    """The bytes of a manifest or an alias file, neither of which is large; a pipe in its place is refused."""
+    """The bytes of a manifest or an alias file, neither of which is large; a link or a pipe in its place is refused."""
     # Without waiting: a pipe that nobody writes to would be waited for without end.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         data = file.read(MAX_RECORD_BYTES + 1)

@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from model_store.builder import cli
+from model_store.builder.errors import DataError
 from model_store.builder.recipe import load_recipe
 from tests.tiny_torch import make_tiny_encoder, tiny_document
 
@@ -89,6 +90,14 @@ def test_a_dry_run_as_json_is_one_document(app: typer.Typer, recipe: Path, tmp_p
     assert [step["operator"] for step in printed["steps"]] == ["fine_tune", "theseus", "export", "quantize"]
     assert not any(step["kept"] for step in printed["steps"])
     assert printed["recipe"]["name"] == "tiny"
+
+
+def test_a_dry_run_that_can_not_see_the_weights_looks_at_the_data(app: typer.Typer, recipe: Path) -> None:
+    wanted = ["--set", "predecessor={hub: org/name}"]
+    done = CliRunner().invoke(app, ["build", str(recipe), "--dry-run", *wanted])
+    assert "# data and weights are not checked together: org/name is on a hub" in done.output
+    done = CliRunner().invoke(app, ["build", str(recipe), "--dry-run", *wanted, "--set", "data.dev=nowhere.jsonl"])
+    assert isinstance(done.exception, DataError)
 
 
 def test_a_dry_run_that_would_have_to_fetch_says_so(

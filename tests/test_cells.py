@@ -13,12 +13,12 @@ import yaml
 
 from model_store.builder.cells import Bench
 from model_store.builder.errors import RecipeError, StudyError
-from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRecord
+from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRecord, expanded
 from model_store.builder.results import Results
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial
 from model_store.builder.study_report import study_report
 from tests.tiny_studies import cell_record, keep, load_study, study_document, trial_record
-from tests.tiny_torch import Killed, Recorder
+from tests.tiny_torch import Killed, Recorder, write_records
 
 pytestmark = pytest.mark.slow
 THESEUS = Cell("words", "theseus", 4)
@@ -286,3 +286,33 @@ def test_the_time_left_is_judged_by_units_of_the_same_arm_and_kind(study: Study,
     # Trained: the predecessor's cell (120), control's trial and cell (50 each), three of Theseus (as the mean, 290/3).
     # Taken from a trial: two cells, as the predecessor's (10).
     assert results.seconds_left(study) == pytest.approx(120 + 2 * 50 + 290 + 2 * 10)
+
+
+def test_models_that_another_task_shares_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    document = study_document(folder) | {"learning_rates": [0.01], "seeds": [0]}
+    document["tasks"]["short"] = document["tasks"]["words"] | {"epochs": 1, "predecessor_epochs": 3}
+    (folder / "shared.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    shared, results, progress = load_study(folder / "shared.yaml"), Results(tmp_path / "records"), Recorder()
+    bench = Bench(shared, results, tmp_path / "work", progress)
+    for unit in shared.units("words"):
+        bench.keep(unit, bench.compute(unit))
+    assert len(list((tmp_path / "work" / "steps").glob("fine_tune-*"))) == 1  # the predecessor of both
+    progress.notes.clear()
+    cell = Cell("short", PREDECESSOR, 0)
+    bench.keep(cell, bench.compute(cell))
+    assert "fine_tune: already done" in progress.notes
+
+
+def test_the_records_of_a_regression_hold_what_their_figures_are_counted_from(tmp_path: Path) -> None:
+    document = study_document(tmp_path) | {"learning_rates": [0.01], "seeds": [0], "epochs": 1}
+    write_records(tmp_path / "data" / "words", "regression")
+    document["tasks"]["words"]["data"] |= {"problem": "regression", "metrics": ["pearson", "spearman"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    study, results = load_study(tmp_path / "study.yaml"), Results(tmp_path / "records")
+    bench = Bench(study, results, tmp_path / "work", Recorder())
+    for unit in study.units():
+        bench.keep(unit, bench.compute(unit))
+    task = results.check(study, "words")
+    assert task is not None
+    for metric in task.metrics:
+        assert task.tfidf[metric.name] == metric(expanded(task.tfidf_predictions), expanded(task.targets))

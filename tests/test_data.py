@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from model_store.builder.data import TaskData, json_records, load_data, normalised
 from model_store.builder.errors import DataError, FetchError, NotFetchedError, OverlapError
 from model_store.builder.metrics import Metric
-from model_store.builder.sources import DataSource, read_movie_reviews
+from model_store.builder.sources import DataSource, HubSource, read_movie_reviews
 from model_store.encoding import TextItem
 from tests.tiny_torch import write_records
 
@@ -294,3 +294,52 @@ def test_movie_reviews_are_not_fetched_offline(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("SUCCESSOR_CACHE_DIR", str(tmp_path))
     with pytest.raises(FetchError, match=r"vaderSentiment==3\.3\.2 is not in"):
         load_data(SOURCE.validate_python({"source": "movie_reviews"}), offline=True)
+
+
+def hub_of(folder: Path, feature: Any, labels: dict[str, list[Any]]) -> HubSource:  # noqa: ANN401 - of datasets
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
+    for split, given in labels.items():
+        texts = [f"{split} {index}" for index in range(len(given))]
+        datasets.Dataset.from_dict({"text": texts, "label": given}, features=features).to_parquet(
+            str(folder / f"{split}.parquet")
+        )
+    return HubSource(source="hub", name=str(folder), licence="MIT")
+
+
+@pytest.mark.parametrize("missing", [-1, None, 2])
+def test_a_split_of_a_hub_whose_labels_are_kept_back_is_refused(tmp_path: Path, missing: int | None) -> None:
+    import datasets
+
+    feature = datasets.ClassLabel(names=["no", "yes"]) if missing != 2 else datasets.Value("int64")
+    hub = hub_of(tmp_path, feature, {"train": [0, 1], "validation": [0, 1], "test": [missing, missing]})
+    with pytest.raises(DataError, match=r"stands for none: name a split that has labels|unknown to data\.train"):
+        load_data(hub)
+
+
+def test_several_labels_of_a_hub_have_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    feature = datasets.Sequence(datasets.ClassLabel(names=["joy", "fear"]))
+    hub = hub_of(tmp_path, feature, {"train": [[0], [0, 1]], "validation": [[1]], "test": [[]]})
+    data = load_data(hub.model_copy(update={"problem": "multi_label"}))
+    assert data.labels == ("fear", "joy")
+    assert [row.target for row in data.splits["train"]] == [(0, 1), (1, 1)]
+
+
+def test_a_regression_by_a_predecessor_of_several_outputs_is_refused(tmp_path: Path) -> None:
+    files = write_records(tmp_path, "regression")
+    source = SOURCE.validate_python({"source": "files", "licence": "CC0-1.0", "problem": "regression", **files})
+    with pytest.raises(DataError, match="has the outputs 'a', 'b', a regression has one"):
+        load_data(source, ("a", "b"))
+    assert load_data(source, ("a",)).labels == ("a",)
+
+
+def test_training_rows_of_one_class_are_refused_whatever_the_predecessor_knows(tmp_path: Path) -> None:
+    files = write_records(tmp_path)
+    lines = Path(files["train"]).read_text().splitlines()
+    Path(files["train"]).write_text("\n".join(line for line in lines if "positive" in line) + "\n")
+    source = SOURCE.validate_python({"source": "files", "licence": "CC0-1.0", **files})
+    with pytest.raises(DataError, match="has the only label 'positive'"):
+        load_data(source, ("negative", "positive"))

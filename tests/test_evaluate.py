@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model_store.builder.data import load_data
+from model_store.builder.data import Row, TaskData, load_data
 from model_store.builder.evaluate import (
     agreement,
     batch_difference,
+    measured,
     predictions_of,
     run_classifier,
     sample,
@@ -17,15 +19,17 @@ from model_store.builder.evaluate import (
     time_alone,
     times_alone,
 )
-from model_store.builder.sources import FileSource
-from model_store.classifier import OnnxClassifier
-from model_store.encoding import TextItem
+from model_store.builder.metrics import Metric
+from model_store.builder.sources import SPLITS, FileSource
+from model_store.classifier import Logits, OnnxClassifier
+from model_store.encoding import EncodedText, TextItem
 from model_store.machine import processor
-from model_store.manifest import Problem
+from model_store.manifest import Artifact, DataLineage, Problem
 from model_store.store import ModelStore
 from tests.tiny import make_tiny_version
 from tests.tiny_torch import write_records
 
+LINEAGE = DataLineage(source="none", licence="none", splits={})
 ITEMS = [TextItem(text) for text in ("good film", "a", "dull story and a cold film is not great .", "bad", "warm it")]
 
 
@@ -96,3 +100,48 @@ def test_the_baseline_learns_words_for_every_kind_of_problem(tmp_path: Path, pro
     targets = targets_of(data.splits["test"])
     assert predicted.shape == targets.shape
     assert data.metric(predicted, targets) > 0.6
+
+
+def test_the_baseline_of_one_label_that_may_be_set_has_the_shape_of_its_targets() -> None:
+    rows = tuple(
+        Row(TextItem(f"{'awful' if index % 3 == 0 else 'fine'} word"), (int(index % 3 == 0),)) for index in range(30)
+    )
+    task = TaskData("multi_label", False, ("toxic",), dict.fromkeys(SPLITS, rows), LINEAGE, (Metric("micro_f1"),))
+    predicted = tfidf_predictions(task, "test")
+    assert predicted.shape == (30, 1)
+    assert task.metric(predicted, targets_of(rows)) == 1
+
+
+def test_the_baseline_of_texts_without_words_goes_by_their_characters() -> None:
+    rows = tuple(Row(TextItem("a !" if index % 2 else "b ?"), index % 2) for index in range(20))
+    task = TaskData("single_label", False, ("b", "a"), dict.fromkeys(SPLITS, rows), LINEAGE, (Metric("accuracy"),))
+    assert task.metric(tfidf_predictions(task, "test"), targets_of(rows)) == 1
+
+
+def test_a_sample_goes_to_the_end_of_what_may_be_sorted() -> None:
+    for rows, count in ((199, 100), (500, 256), (101, 100)):
+        places = [int(item.text) for item in sample([TextItem(str(index)) for index in range(rows)], count)]
+        assert len(set(places)) == count
+        assert places[0] == 0
+        assert rows - places[-1] <= rows / count + 1
+
+
+def test_a_file_that_answers_with_no_number_agrees_with_none(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = tiny_classifier(store)
+    rows = tuple(Row(item, index % 2) for index, item in enumerate(ITEMS))
+    task = TaskData("single_label", False, ("a", "b"), dict.fromkeys(SPLITS, rows), LINEAGE, (Metric("accuracy"),))
+    good = measured(classifier, task)
+    assert good.agreement == 1
+    right = classifier.run
+
+    def overflow(batch: Sequence[EncodedText]) -> Logits:
+        logits = right(batch).copy()
+        logits[0, 0] = np.nan
+        return logits
+
+    monkeypatch.setattr(classifier, "run", overflow)
+    bad = measured(classifier, task, run_classifier(tiny_classifier(store), ITEMS))
+    assert bad.agreement == 0
+    assert Artifact.model_validate_json(bad.model_dump_json()) == bad

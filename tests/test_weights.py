@@ -83,3 +83,45 @@ def test_a_hub_model_that_can_not_be_fetched_is_refused(monkeypatch: pytest.Monk
 def test_a_local_folder_is_itself(tmp_path: Path) -> None:
     assert LocalWeights(path=tmp_path).folder() == tmp_path
     assert LocalWeights(path=tmp_path).describe() == f"folder {tmp_path}"
+
+
+def test_the_tokenizers_files_have_a_digest_of_their_own(tmp_path: Path) -> None:
+    save(tmp_path, {"num_hidden_layers": 1})
+    found = []
+    for name, content in (
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[]"),
+        ("spiece.model", "x"),
+        ("README.md", "x"),
+    ):
+        (tmp_path / name).write_text(content)
+        found.append(inspect_weights(tmp_path))
+    assert len({info.sha256 for info in found}) == 1
+    assert len({info.tokenizer_sha256 for info in found}) == 3
+
+
+TUNED = {"num_hidden_layers": 3, "architectures": ["BertForSequenceClassification"]}
+
+
+def test_labels_that_are_numbers_are_names(tmp_path: Path) -> None:
+    assert inspect_weights(save(tmp_path, TUNED | {"id2label": {"0": 0, "1": 1}})).labels == ("0", "1")
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], {"x": "a", "y": "b"}])
+def test_labels_that_are_not_numbered_are_refused(tmp_path: Path, labels: object) -> None:
+    with pytest.raises(WeightsError, match="does not name outputs by number"):
+        inspect_weights(save(tmp_path, TUNED | {"id2label": labels}))
+
+
+def test_a_configuration_that_is_none_is_refused_and_padding_may_have_no_id(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is not a model's configuration"):
+        inspect_weights(save(tmp_path, []))
+    config = {"num_hidden_layers": 6, "max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": None}
+    assert inspect_weights(save(tmp_path, config)).max_positions == 512
+
+
+def test_weights_that_no_onnx_file_can_hold_are_refused(tmp_path: Path) -> None:
+    with save(tmp_path, {"num_hidden_layers": 6}).joinpath("model.safetensors").open("wb") as file:
+        file.truncate(2**31 + 1)  # of holes
+    with pytest.raises(WeightsError, match="more than the 2 GiB"):
+        inspect_weights(tmp_path)

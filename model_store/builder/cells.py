@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +23,16 @@ from model_store.builder.evaluate import (
 from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
-from model_store.builder.records import CellRecord, Interval, StepRecord, TaskRecord, Times, TrialRecord, compacted
+from model_store.builder.records import (
+    CellRecord,
+    Interval,
+    StepRecord,
+    TaskRecord,
+    Times,
+    TrialRecord,
+    compacted,
+    expanded,
+)
 from model_store.builder.results import Origin, Results, searched_before, unit_key
 from model_store.builder.runner import Runner, using
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, of_arm, steps_to
@@ -58,7 +66,6 @@ class Bench:
             BuildError: the message names the arm, where it is one's.
         """
         for task in tasks:
-            self._plan(task, self._study.recipe(task, PREDECESSOR, self._study.search_seed, {}))
             for arm in self._study.arms_of(task)[1:]:
                 try:
                     self._plan(task, self._study.recipe(task, arm, self._study.search_seed, {}))
@@ -111,13 +118,18 @@ class Bench:
         self._forget(unit)
 
     def _forget(self, unit: Cell | Trial) -> None:
-        """Throw away the models of a unit that no missing unit needs.
+        """Throw away the models of a unit that no missing unit needs, of this task or of one that shares them.
 
-        None but those of this unit: there may be other tasks, and other processes that are at them.
+        None but those of this unit: other processes may be at others.
         """
         done = {folder for one in self._with_trials(unit) for folder in self._folders(one)}
-        for folder in done - self._needed(unit.task):
-            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too
+        for folder in done - {folder for task in self._alike(unit.task) for folder in self._needed(task)}:
+            self._runner.forget(folder)
+
+    def _alike(self, task: str) -> list[str]:
+        """The tasks whose models may be those of a task: those on the same data."""
+        sources = {name: one.data for name, one in self._study.tasks.items()}
+        return [name for name, source in sources.items() if source == sources[task]]
 
     def _search(self, task: str, arm: str) -> None:
         for trial in self._study.trials(task, arm):
@@ -156,11 +168,13 @@ class Bench:
         dev = [row.item for row in plan.data.splits["dev"]]
         times = times_alone(classifiers, sample(dev, TIMED_TEXTS), TIMED_ROUNDS)
         speedup = ratio_of_medians(times[0], times[1])
-        targets = targets_of(rows)
+        decisions = compacted(predictions)
+        kept, targets = expanded(decisions), expanded(compacted(targets_of(rows)))
         return CellRecord(
             **self._common(cell, plan),
             dev=artifacts[1].dev_metric,
-            test={metric.name: metric(predictions, targets) for metric in plan.data.metrics},
+            # Of what the record holds, which is rounded: it can be counted again from there.
+            test={metric.name: metric(kept, targets) for metric in plan.data.metrics},
             bytes=artifacts[1].bytes,
             predecessor_bytes=artifacts[0].bytes,
             parity=artifacts[1].max_logit_difference,
@@ -171,7 +185,7 @@ class Bench:
                 for result in new.results
             ],
             seconds=round(time.monotonic() - start, 1),
-            predictions=compacted(predictions),
+            predictions=decisions,
         )
 
     def _common(self, unit: Cell | Trial, plan: Plan) -> dict[str, Any]:
@@ -228,7 +242,8 @@ class Bench:
             return
         recipe = self._study.recipe(task, PREDECESSOR, self._study.search_seed, {})
         data = self._plan(task, recipe).data
-        targets, baseline = targets_of(data.splits["test"]), tfidf_predictions(data, "test")
+        decided = compacted(tfidf_predictions(data, "test")), compacted(targets_of(data.splits["test"]))
+        baseline, targets = map(expanded, decided)
         record = TaskRecord(
             task=task,
             problem=data.problem,
@@ -238,8 +253,8 @@ class Bench:
             metrics=data.metrics,
             splits=data.lineage.splits,
             tfidf={metric.name: metric(baseline, targets) for metric in data.metrics},
-            tfidf_predictions=compacted(baseline),
-            targets=compacted(targets),
+            tfidf_predictions=decided[0],
+            targets=decided[1],
         )
         self._results.write(path, record)
 

@@ -64,7 +64,7 @@ def _print_dry_run(recipe: Recipe, runner: Runner, *, as_json: bool) -> None:
     try:
         plan = make_plan(recipe, offline=True)
     except (NotFetchedError, BuildExtraError) as error:
-        found, note = [None] * len(recipe.steps), f"data and weights are not checked: {error}"
+        found, note = [None] * len(recipe.steps), f"data and weights are not checked together: {error}"
     else:
         found, note = [*plan.kept(runner)], plan.summary
     names = [step.operator for step in recipe.steps]

@@ -176,6 +176,8 @@ def _choose_labels(
     if source.problem == "regression":
         if source.labels is not None and len(source.labels) != 1:
             raise DataError("data.labels: a regression has one name, that of its number")
+        if known is not None and len(known) != 1:
+            raise DataError(f"data.problem: the predecessor has the outputs {_listed(known)}, a regression has one")
         return source.labels or known or ("score",)
     trained = {label for row in names["train"] for label in row}
     if known is not None and source.labels not in (None, known):
@@ -190,8 +192,8 @@ def _choose_labels(
             raise DataError(
                 f"data.{split}: label {_listed(strangers)} is unknown to {origin}, which has {_listed(labels)}"
             )
-    if source.problem == "single_label" and len(labels) < 2:
-        raise DataError(f"data.train has the only label {_listed(labels)}: at least two are needed")
+    if source.problem == "single_label" and len(trained) < 2:
+        raise DataError(f"data.train has the only label {_listed(sorted(trained))}: at least two are needed")
     return labels
 
 

@@ -69,6 +69,8 @@ class DocumentKind:
             ) from error
         except UnicodeDecodeError as error:
             raise RecipeError(f"{self.name} {reference!r} is not UTF-8 text") from error
+        except RecursionError as error:
+            raise RecipeError(f"{reference} is not a {self.name}: its parts lie too deep in each other") from error
         except (yaml.YAMLError, ValueError) as error:  # the latter: a date that can't be
             mark = getattr(error, "problem_mark", None)
             where = f" at line {mark.line + 1}" if mark else ""
@@ -104,13 +106,13 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r} is not of the form a.b=c")
     try:
         parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"--set {override[:200]!r}: the value is not YAML") from error
     place: Any = document
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
+            if not (part.isascii() and part.isdigit()) or int(part) >= len(place):
                 raise RecipeError(
                     f"--set {override!r}: {'.'.join(parts[:depth])} has the positions 0 to {len(place) - 1}"
                 )

@@ -134,13 +134,14 @@ def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem
 
 def sample(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` items, evenly spaced: the same ones every time."""
-    step = max(1, len(items) // count)
-    return list(items[::step][:count])
+    if count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def largest_difference(first: Logits, second: Logits) -> float:
-    """Largest |Δlogit|."""
-    return float(np.abs(first - second).max())
+    """Largest |Δlogit|; where one is not finite, the largest number there is."""
+    return float(np.nan_to_num(np.abs(first - second), nan=np.finfo(np.float32).max).max())
 
 
 def tfidf_predictions(data: TaskData, split: str) -> Predictions:
@@ -157,26 +158,37 @@ def tfidf_predictions(data: TaskData, split: str) -> Predictions:
         "multi_label": OneVsRestClassifier(LogisticRegression(max_iter=1000)),
         "regression": Ridge(),
     }
+    train, wanted = texts(data.splits["train"]), targets_of(data.splits["train"])
     vectorizer = TfidfVectorizer()
-    features = vectorizer.fit_transform(texts(data.splits["train"]))
-    model = models[data.problem].fit(features, targets_of(data.splits["train"]))
-    return np.asarray(model.predict(vectorizer.transform(texts(data.splits[split]))))
+    try:
+        features = vectorizer.fit_transform(train)
+    except ValueError:  # no text has a word of two letters
+        vectorizer = TfidfVectorizer(analyzer="char")
+        features = vectorizer.fit_transform(train)
+    found = np.asarray(
+        models[data.problem].fit(features, wanted).predict(vectorizer.transform(texts(data.splits[split])))
+    )
+    return found.reshape(-1, *wanted.shape[1:])  # of one label in a multi-label problem it gives no axis
 
 
 def measured(classifier: OnnxClassifier, data: TaskData, reference: Logits | None = None) -> Artifact:
-    """The classifier's artifact with its dev figures, against logits `(dev rows, labels)`, its own by default."""
+    """The classifier's artifact with its dev figures, against logits `(dev rows, labels)`, its own by default.
+
+    A file with a logit that is not finite agrees with none.
+    """
     rows = data.splits["dev"]
     items = [row.item for row in rows]
     difference = batch_difference(classifier, sample(items, 48))
     invariant = difference <= INVARIANCE_TOLERANCE[classifier.artifact.precision]
     classifier.artifact = classifier.artifact.model_copy(update={"batch_invariant": invariant})
     logits = run_classifier(classifier, items)
+    finite = bool(np.isfinite(logits).all())
     reference = logits if reference is None else reference
     predictions = predictions_of(data.problem, logits)
     classifier.artifact = classifier.artifact.model_copy(
         update={
             "max_logit_difference": largest_difference(logits, reference),
-            "agreement": agreement(data.problem, predictions, predictions_of(data.problem, reference)),
+            "agreement": finite * agreement(data.problem, predictions, predictions_of(data.problem, reference)),
             "dev_metric": data.metric(predictions, targets_of(rows)),
         }
     )

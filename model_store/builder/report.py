@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,14 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
 
     def ratio(second: Predictions, first: Predictions, wanted: Predictions) -> float:
         base = score(first, wanted)
-        return score(second, wanted) / base if base else 0.0
+        return score(second, wanted) / base if base > 0 else math.nan
 
     def difference(first: Predictions, second: Predictions, wanted: Predictions) -> float:
         return score(first, wanted) - score(second, wanted)
 
     old, new, baseline = (predictions[name] for name in _MODELS)
     estimates = {name: paired_bootstrap(score, predictions[name], targets) for name in _MODELS}
-    estimates["retention"] = paired_bootstrap(ratio, new, old, targets)
+    estimates["retention"] = _or_none(paired_bootstrap(ratio, new, old, targets))
     estimates["predecessor_margin"] = paired_bootstrap(difference, old, baseline, targets)
     estimates["successor_margin"] = paired_bootstrap(difference, new, baseline, targets)
     figures: dict[str, Any] = {
@@ -50,6 +51,11 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
         right = old == targets, new == targets
         figures["mcnemar_p"] = mcnemar(int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum()))
     return figures
+
+
+def _or_none(retention: Estimate) -> Estimate:
+    """Of a predecessor that is worth nothing, nothing is retained."""
+    return retention if math.isfinite(retention.value) else Estimate(0.0, 0.0, 0.0)
 
 
 def write_report(folder: Path, report: dict[str, Any], checks: Sequence[Check]) -> dict[str, Path]:
@@ -69,6 +75,7 @@ def triple(estimate: Estimate) -> dict[str, float]:
 
 def _markdown(report: dict[str, Any]) -> str:
     quality, rows = report["quality"], report["data"]["splits"]
+    speedup = quality["speedup_alone"]
     lines = [
         f"# {report['name']}: successor of {report['predecessor_name']}",
         "",
@@ -91,6 +98,9 @@ def _markdown(report: dict[str, Any]) -> str:
             for name, values in quality["further"].items()
         ),
         "## Files",
+        "",
+        f"Alone, text by text in turns, the served successor is {speedup['value']:.2f} times as fast as the predecessor"
+        f" [{speedup['low']:.2f}, {speedup['high']:.2f}].",
         "",
         markdown_table(
             ["model", "file", "made by", "MB", "dev", "agreement with float32", "batch invariant", "p50 ms, 1 thread"],
@@ -118,7 +128,7 @@ def _worth(entry: dict[str, Any]) -> list[str]:
         _number(entry["dev_metric"]),
         _number(entry["agreement"]),
         "yes" if entry["batch_invariant"] else "no",
-        f"{entry['p50_ms']:.2f}",
+        "–" if entry["p50_ms"] is None else f"{entry['p50_ms']:.2f}",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model_store.builder.errors import WorkFolderError
 from model_store.builder.progress import Progress
@@ -44,16 +46,21 @@ class Runner:
     def run(self, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> Result:
         """The kept result of `key`, or that of `work(output, scratch)`; of the two, `scratch` survives a kill."""
         folder = self.folder(operator, key)
-        done = (folder / STEP_FILE).is_file()
-        if not done:
+        record = _record(folder)
+        if record is None:
             with self._alone_at(folder.name):
-                done = (folder / STEP_FILE).is_file()
-                if not done:
-                    self._make(folder, operator, key, work)
-        if done:
-            self.progress.note(f"{operator}: already done")
-        record = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
+                record = _record(folder)
+                if record is None:
+                    record = self._make(folder, operator, key, work)
+                    return Result(key, folder, operator, record["seconds"], record["figures"])
+        self.progress.note(f"{operator}: already done")
         return Result(key, folder, operator, record["seconds"], record["figures"])
+
+    def forget(self, folder: Path) -> None:
+        """Throw a result away, its record first: without that, what is left of it is none."""
+        with contextlib.suppress(OSError):  # another process may be at it too
+            (folder / STEP_FILE).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
 
     def claim(self, name: str) -> AbstractContextManager[bool]:
         """Claim a piece of work for as long as the block runs, and at most this process; False: another has it."""
@@ -70,7 +77,16 @@ class Runner:
         with _locked(self.work / "locks" / f"{name}.lock", wait=True):
             yield
 
-    def _make(self, folder: Path, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> None:
+    def _make(self, folder: Path, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> dict[str, Any]:
+        try:
+            return self._made(folder, operator, key, work)
+        except OSError as error:
+            raise WorkFolderError(
+                f"{operator} could not be finished ({error}): see that {self.work} has room and can be written, and"
+                " start again"
+            ) from error
+
+    def _made(self, folder: Path, operator: str, key: str, work: Callable[[Path, Path], Figures]) -> dict[str, Any]:
         partial = self.work / "partial" / folder.name
         output, scratch = partial / "output", partial / "scratch"
         shutil.rmtree(output, ignore_errors=True)
@@ -86,6 +102,16 @@ class Runner:
         output.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         self.progress.note(f"{operator}: done in {seconds:.1f} s")
+        return record
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """What is recorded of a result; None where there is none, or it was lost with the power."""
+    try:
+        record = json.loads((folder / STEP_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def key_of(*parts: object) -> str:
@@ -105,10 +131,10 @@ def using(work: Path, *, alone: bool) -> Iterator[None]:
             free = held.enter_context(_locked(work / ".lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
         except OSError as error:
             raise WorkFolderError(
-                f"the work folder {work} can't be written ({error.strerror}): choose one with --work"
+                f"the work folder {work} can't be written ({error.strerror}): choose another"
             ) from error
         if not free:
-            raise WorkFolderError(f"another build is using {work}: wait for it, or choose another with --work")
+            raise WorkFolderError(f"another build is using {work}: wait for it, or choose another folder")
         yield
 
 

@@ -35,7 +35,12 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Rates = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_distinct), Field(min_length=1)]
+def _told_apart(rates: tuple[float, ...]) -> tuple[float, ...]:
+    _distinct(tuple(f"{rate:g}" for rate in rates))  # as their records are named
+    return rates
+
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_told_apart), Field(min_length=1)]
 
 
 class Task(Knobs):
@@ -89,6 +94,9 @@ class Study(Knobs):
             unknown = [task for task in arm.tasks or () if task not in self.tasks]
             if unknown:
                 raise ValueError(f"arms.{name}.tasks: no task {unknown[0]!r}: there are {', '.join(self.tasks)}")
+        for task in self.tasks:
+            if len(self.arms_of(task)) == 1:
+                raise ValueError(f"tasks.{task}: no arm is for it")
         return self
 
     @property
@@ -147,10 +155,10 @@ class Study(Knobs):
         """The recipe of one cell, with `rates` of the predecessor and of the arm where they are searched.
 
         A rate that isn't given is the first of those to try: enough to check the recipe. For the
-        predecessor itself, that of the first arm: the predecessor's own steps are the same in all.
+        predecessor itself, that of the task's first arm: the predecessor's own steps are the same in all.
         """
         own = self.tasks[task]
-        chosen = next(iter(self.arms)) if arm == PREDECESSOR else arm
+        chosen = self.arms_of(task)[1] if arm == PREDECESSOR else arm
         any_rate = self.rates_on(task)[0]
         common = {"epochs": own.epochs or self.epochs, "precision": own.precision or self.precision}
         earlier = common | {"epochs": own.predecessor_epochs or common["epochs"]}

@@ -73,10 +73,10 @@ class FirstPositionLayer(nn.Module):
 
 def trim_last_layer(model: PreTrainedModel) -> bool:
     """Put a `FirstPositionLayer` in the place of the model's last layer; whether its architecture allows that."""
-    layers = stack_of(model)
     build = _BUILDERS.get(model.config.model_type)
     if build is None or getattr(model.config, "position_embedding_type", "absolute") != "absolute":
         return False
+    layers = stack_of(model)
     trimmed = nn.ModuleList([*layers[:-1], build(layers[-1], model.config.num_attention_heads)])
     set_layers(model, trimmed)
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,18 @@ from model_store.store import digest_file
 LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
 # Their positions are counted from the one after padding's id.
 _OFFSET_POSITIONS = {"camembert", "mpnet", "roberta", "xlm-roberta"}
+# What may be a tokenizer's, besides the files of sentencepiece.
+_TOKENIZER_FILES = (
+    "*.model",
+    "*.txt",
+    "added_tokens.json",
+    "merges.*",
+    "special_tokens_map.json",
+    "tokenizer*.json",
+    "vocab.*",
+)
+# An ONNX file, as a message of protobuf, can't be larger; in float32, as it is exported.
+_MOST_BYTES = 2**31
 # Nothing else: the other formats that weights come in are pickles, which run what they hold.
 _WEIGHT_FILES = "*.safetensors"
 
@@ -125,6 +138,7 @@ class PretrainedInfo:
 
     folder: Path
     sha256: str
+    tokenizer_sha256: str
     shape: Shape
     labels: tuple[str, ...] | None
     max_positions: int | None
@@ -142,6 +156,8 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
         raise WeightsError(
             f"predecessor: {folder} has no config.json that can be read: name a model's folder"
         ) from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"predecessor: {folder}/config.json is not a model's configuration")
     layers = next((config[key] for key in LAYER_KEYS if isinstance(config.get(key), int)), None)
     if layers is None:
         raise WeightsError(f"predecessor: {folder}/config.json names no number of layers ({', '.join(LAYER_KEYS)})")
@@ -151,20 +167,37 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
             f"predecessor: {folder} has no weights ({_WEIGHT_FILES}): other formats are not read,"
             " so save the model again with transformers' save_pretrained"
         )
-    tuned = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
-    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    digest = hashlib.sha256("".join(digest_file(file)[0] for file in (folder / "config.json", *files)).encode())
+    if sum(file.stat().st_size for file in files) > _MOST_BYTES:
+        raise WeightsError(f"predecessor: the weights in {folder} are more than the 2 GiB that an ONNX file can hold")
+    tuned = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    tokenizer = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
     return PretrainedInfo(
         folder=folder,
-        sha256=digest.hexdigest(),
+        sha256=_digest([folder / "config.json", *files]),
+        tokenizer_sha256=_digest(tokenizer),
         shape=Shape(kind="classifier" if tuned else "encoder", layers=layers),
-        labels=tuple(labels[key] for key in sorted(labels, key=int)) if tuned else None,
+        labels=_labels(config, folder) if tuned else None,
         max_positions=_max_positions(config),
     )
+
+
+def _digest(files: Sequence[Path]) -> str:
+    return hashlib.sha256("".join(digest_file(file)[0] for file in files).encode()).hexdigest()
+
+
+def _labels(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """The names of a classifier's outputs in their order."""
+    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    try:
+        by_number = {int(key): str(label) for key, label in labels.items()}
+    except (AttributeError, ValueError) as error:
+        raise WeightsError(f"predecessor: id2label in {folder}/config.json does not name outputs by number") from error
+    return tuple(by_number[key] for key in sorted(by_number))
 
 
 def _max_positions(config: dict[str, Any]) -> int | None:
     positions: int | None = config.get("max_position_embeddings")
     if positions is None or config.get("model_type") not in _OFFSET_POSITIONS:
         return positions
-    return positions - int(config.get("pad_token_id", 1)) - 1
+    padding = config.get("pad_token_id")
+    return positions - (1 if padding is None else int(padding)) - 1

@@ -1,7 +1,9 @@
 """Delete layers by a rule, without training: a `fine_tune` step after it makes the truncated student that is compared.
 
+It takes no encoder: what nobody has fine-tuned is no predecessor to compare with.
+
 Source: Sajjad et al., "On the Effect of Dropping Layers of Pre-trained Transformer Models" ("Poor Man's BERT", 2020),
-section 3. An encoder gets the task's head on the way, as in `fine_tune`.
+section 3.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Strategy = Literal["top", "bottom", "alternate", "symmetric", "contribution"]
 class Parameters(FewerLayers, StepParameters):
     """Which layers go."""
 
-    takes: ClassVar[tuple[Kind, ...]] = ("encoder", "classifier")
+    takes: ClassVar[tuple[Kind, ...]] = ("classifier",)
     gives: ClassVar[Kind] = "classifier"
 
     operator: Literal["drop_layers"]
