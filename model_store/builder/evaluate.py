@@ -141,7 +141,7 @@ def sample(items: Sequence[Item], count: int) -> list[Item]:
 
 def largest_difference(first: Logits, second: Logits) -> float:
     """Largest |Δlogit|; where one is not finite, the largest number there is."""
-    return float(np.nan_to_num(np.abs(first - second), nan=np.finfo(np.float32).max).max())
+    return float(np.nan_to_num(np.abs(first - second), nan=float(np.finfo(np.float32).max)).max())
 
 
 def tfidf_predictions(data: TaskData, split: str) -> Predictions:
