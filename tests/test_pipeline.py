@@ -90,15 +90,18 @@ def test_the_report_has_quality_with_intervals_files_candidates_and_steps(folder
     assert set(finished.seconds) == {"fine_tune", "theseus", "export", "quantize", "evaluate"}
 
 
-def test_building_again_takes_what_is_kept_and_adds_no_second_predecessor(
+def test_building_again_takes_what_is_kept_and_adds_no_version(
     folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
 ) -> None:
     shutil.copytree(folder / "store", tmp_path / "store")
     progress = Recorder()
     again = build(resolve(document, folder), ModelStore(tmp_path / "store"), folder / "work", progress)
     assert not progress.advances
-    assert (again.predecessor, again.successor) == (finished.predecessor, ModelId(name="tiny", version=2))
+    assert (again.predecessor, again.successor) == (finished.predecessor, finished.successor)
     assert again.measurements == finished.measurements
+    other = changed(document, folder, "gate.min_test_rows=1")
+    judged = build(other, ModelStore(tmp_path / "store"), folder / "work", progress)
+    assert (judged.predecessor, judged.successor) == (finished.predecessor, ModelId(name="tiny", version=2))
 
 
 def test_a_dry_run_knows_which_steps_are_kept(folder: Path, document: dict[str, Any], finished: Build) -> None:

@@ -40,12 +40,10 @@ class Publication:
             StoreError: the store could not be written.
         """
         recipe = self.plan.recipe
-        versions = self.store.versions(recipe.predecessor_name)
-        if versions:
-            newest = ModelId(name=recipe.predecessor_name, version=versions[-1])
-            if self._answers_alike(self.store.manifest(newest), folder):
-                self.store.promote(newest, recipe.alias)
-                return newest
+        newest = self._newest(recipe.predecessor_name)
+        if newest is not None and self._answers_alike(newest, folder):
+            self.store.promote(newest.id, recipe.alias)
+            return newest.id
         measurements = {
             name: value
             for name, value in self.measurements.items()
@@ -54,27 +52,37 @@ class Publication:
         checks = tuple(check for check in self.checks if check.name in _OF_THE_PREDECESSOR)
         return self._publish(recipe.predecessor_name, folder, self.plan.lineage, measurements, checks)
 
+    def _newest(self, name: str) -> Manifest | None:
+        versions = self.store.versions(name)
+        return self.store.manifest(ModelId(name=name, version=versions[-1])) if versions else None
+
     def _answers_alike(self, published: Manifest, folder: Path) -> bool:
-        """Whether a published predecessor is the one of a folder, reads texts as it does and was judged on the same."""
-        artifact, plan = read_artifacts(folder)[0], self.plan
+        """Whether a published model is the one of a folder, reads texts as it does and was judged on the same."""
+        plan = self.plan
         tokenizer, _ = digest_file(folder / TOKENIZER_FILE)
         return (
-            published.artifacts[0].sha256 == artifact.sha256
+            published.artifacts[0].sha256 == read_artifacts(folder)[0].sha256
             and (published.scores, published.inputs) == (plan.scores, plan.inputs)
             and published.lineage.data.splits == plan.data.lineage.splits
             and any(entry.file == TOKENIZER_FILE and entry.sha256 == tokenizer for entry in published.files)
         )
 
     def successor(self, folder: Path, predecessor: ModelId) -> ModelId:
-        """Publish the successor, with the predecessor in its lineage.
+        """Publish the successor, with the predecessor in its lineage, unless its newest version says the very same.
 
         Raises:
             StoreError: the store could not be written.
         """
         digest = self.store.manifest(predecessor).artifacts[0].sha256
         origin = {"predecessor": str(predecessor), "predecessor_sha256": digest}
-        lineage = self.plan.lineage.model_copy(update=origin)
-        return self._publish(self.plan.recipe.name, folder, lineage, self.measurements, self.checks)
+        lineage, recipe = self.plan.lineage.model_copy(update=origin), self.plan.recipe
+        newest = self._newest(recipe.name)
+        if newest is not None and self._answers_alike(newest, folder):
+            said = (newest.artifacts, newest.lineage, newest.measurements, newest.gate)
+            if said == (read_artifacts(folder), lineage, self.measurements, self.checks):
+                self.store.promote(newest.id, recipe.alias)
+                return newest.id
+        return self._publish(recipe.name, folder, lineage, self.measurements, self.checks)
 
     def _publish(
         self, name: str, folder: Path, lineage: Lineage, measurements: dict[str, float], checks: tuple[Check, ...]
