@@ -104,14 +104,18 @@ class ModelStore:
     # Reading
 
     def names(self) -> list[str]:
-        """The names that have at least one version, sorted.
+        """The names that have at least one version, or whose folder can't be read, sorted.
 
         Raises:
-            IntegrityError: a folder of the store can't be read.
+            IntegrityError: the store's own folder can't be read.
         """
-        return sorted(
-            entry.name for entry in list_entries(self.root) if _is_name(entry.name) and self.versions(entry.name)
-        )
+        return sorted(entry.name for entry in list_entries(self.root) if _is_name(entry.name) and self._has(entry.name))
+
+    def _has(self, name: str) -> bool:
+        try:
+            return bool(self.versions(name))
+        except IntegrityError:
+            return True  # it has something: what, is said to whoever asks for it
 
     def versions(self, name: str) -> list[int]:
         """The versions of `name`, oldest first; empty where there is none.

@@ -6,6 +6,7 @@ read again when it changes, and a key that is no longer in it stops working.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -196,14 +197,17 @@ class Keyring:
     def _take(self, file: KeysFile) -> None:
         """Replace the keys; a bucket whose key and rate stay is kept, so that a change of the file fills none."""
         before, holders = self._holders, dict[bytes, _Holder]()
-        for entry in file.keys:
-            digest = bytes.fromhex(entry.sha256)
-            held = before.get(digest[:_FINDING])
-            rate = entry.requests_per_second
-            bucket = None if held is None or held.bucket is None or held.bucket.rate != rate else held.bucket
-            if bucket is None and rate is not None:
-                bucket = TokenBucket(rate, self._shared_file(entry.sha256, rate))
-            holders[digest[:_FINDING]] = _Holder(entry, digest, bucket)
+        with contextlib.ExitStack() as made:  # closed again where there is no room for all
+            for entry in file.keys:
+                digest = bytes.fromhex(entry.sha256)
+                held = before.get(digest[:_FINDING])
+                rate = entry.requests_per_second
+                bucket = None if held is None or held.bucket is None or held.bucket.rate != rate else held.bucket
+                if bucket is None and rate is not None:
+                    bucket = TokenBucket(rate, self._shared_file(entry.sha256, rate))
+                    made.callback(bucket.close)
+                holders[digest[:_FINDING]] = _Holder(entry, digest, bucket)
+            made.pop_all()
         self._holders, self._anonymous = holders, frozenset(file.anonymous)
         kept = {id(holder.bucket) for holder in holders.values()}
         for holder in before.values():

@@ -38,6 +38,7 @@ from service.api.dialects import TABLE
 from service.api.endpoint import Found, refuse_method
 from service.api.envelope import Envelope
 from service.api.reference import describe
+from service.background import on_own_thread
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 log = structlog.get_logger(__name__)
+
+# How long a collector may take at the end.
+_LAST_SPANS_S = 2.0
 
 DESCRIPTION = """Classifies texts with the models of a store. A request names a model: `sentiment` (its production
 version), `sentiment@3` (a version) or `sentiment@canary` (an alias). Every error has the same shape."""
@@ -178,10 +182,13 @@ async def running(
         await engine.close()
         if keyring is not None:
             keyring.close()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.close)
         for served in registry.table.models.values():
             loader.keep(served.classifier, served.cost)
+        if tracing is not None:
+            try:
+                await asyncio.wait_for(on_own_thread(tracing.close), _LAST_SPANS_S)
+            except TimeoutError:
+                log.warning("the last spans were not taken", within_s=_LAST_SPANS_S)
 
 
 def _grpc(service: Service) -> contextlib.AbstractAsyncContextManager[object]:

@@ -61,7 +61,7 @@ class Control:
         self._timeout_s = timeout_s
         self._applying = asyncio.Lock()
         self._reached = Progress()
-        self._acknowledge()
+        self._acknowledge(self._reached)
 
     async def begin(self) -> None:
         """Bring this process up to date for the first time; others that are told something meanwhile wait for it."""
@@ -114,11 +114,12 @@ class Control:
     async def _reach(self, wanted: int) -> None:
         async with self._applying:
             if wanted > self._reached.number:
-                self._reached = Progress(number=wanted, failures=dict(await self._apply()))
-                self._acknowledge()
+                self._acknowledge(Progress(number=wanted, failures=dict(await self._apply())))
 
-    def _acknowledge(self) -> None:
-        _write(self._folder / f"{_REACHED}{self._name}", self._reached)
+    def _acknowledge(self, reached: Progress) -> None:
+        """Say how far this process is; where that can't be written it is not, and does it again."""
+        _write(self._folder / f"{_REACHED}{self._name}", reached)
+        self._reached = reached
 
     def _processes(self) -> list[tuple[str, Progress]]:
         """All that live, and how far each is."""

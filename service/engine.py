@@ -45,6 +45,8 @@ _DEADLINE_RESERVE = 1.5
 _KNOWN_AFTER = 8
 # Weight of the newest batch in the mean of its time ÷ the time predicted for its texts one by one.
 _DRAIN_WEIGHT = 0.05
+# The most that one counts: a process may be stopped for seconds inside a call.
+_DRAIN_MOST = 4.0
 _CLOSE_TIMEOUT_S = 1.0
 
 
@@ -190,7 +192,8 @@ class Engine:
         wait, own = self.predicted_wait_s, 0.0
         if model.cost.calls > _KNOWN_AFTER:
             # Its texts are computed side by side, but the longest at least by one worker.
-            own = max(sum(estimates) * self._drain_ratio / max(1, len(self._pool.live)), *estimates)
+            # That calls were slower lately than predicted is no reason here: nothing waits, and refusals mend no mean.
+            own = max(sum(estimates) * min(1.0, self._drain_ratio) / max(1, len(self._pool.live)), *estimates)
         if own > _DEADLINE_RESERVE * left_s:
             raise DeadlineExceededError(
                 f"the answer is predicted to take {own * 1e3:.0f} ms: send fewer texts at once, or allow more time"
@@ -306,7 +309,7 @@ class Engine:
             return  # a call that failed says nothing of what one costs, and its texts may have been run again
         if not ran.lone:
             predicted = sum(item.estimate_s for item in ran.items)
-            self._drain_ratio += _DRAIN_WEIGHT * (seconds / predicted - self._drain_ratio)
+            self._drain_ratio += _DRAIN_WEIGHT * (min(_DRAIN_MOST, seconds / predicted) - self._drain_ratio)
         ran.learn()
 
     def _bury(self, worker: Worker, error: BaseException) -> None:
@@ -314,13 +317,13 @@ class Engine:
         log.error("worker died", worker=worker.number, error=repr(error), texts=len(worker.batch))
         self._metrics.worker_restarts.labels("died").inc()
         self._pool.live.remove(worker)
-        self._pool.add_worker()
         self._lose([item for item, _ in worker.encoding])
         if len(worker.batch) > 1:
             # New items: the queue's heaps may still hold the old ones, as taken.
             self._pool.put([replace(item, alone=True) for item in worker.batch])
         else:
             self._lose(worker.batch)
+        self._pool.add_worker()  # last: where no thread can be started, the watchdog tries again
 
     def _lose(self, items: Sequence[Item]) -> None:
         for item in items:

@@ -81,7 +81,11 @@ class Supervisor:
 
     def _start(self) -> None:
         process = self._context.Process(target=_enter, args=(self._run, self._settings, self._listeners, self._control))
-        process.start()
+        try:
+            process.start()
+        except OSError as error:  # no memory or no number for it now: tried again at the next look
+            log.error("no server process can be started", error=str(error))  # noqa: TRY400 - expected, in one line
+            return
         self._started[process] = time.monotonic()
 
     def _replace_dead(self) -> None:
@@ -95,12 +99,16 @@ class Supervisor:
                 log.error("server processes keep dying: giving up")
                 self._ending = True
                 return
+        if len(self._started) < self._settings.processes:
             self._start()
 
     def _stop(self) -> int:
         """End all processes as SIGTERM does; one that does not end in time is killed."""
         for process in self._started:
             process.terminate()
+        # Else the system would go on accepting for sockets that nobody reads.
+        for listener in self._listeners:
+            listener.close()
         give_up = time.monotonic() + self._settings.drain_ms / 1e3 + _END_MARGIN_S
         for process in self._started:
             process.join(max(0.0, give_up - time.monotonic()))

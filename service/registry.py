@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -92,6 +93,10 @@ class Registry:
         self._load_patience_s = load_patience_s
         self._loading: dict[ModelId, asyncio.Task[ServedModel]] = {}
         """What is being loaded, or was when nobody waited any more."""
+        self._late: set[ModelId] = set()
+        """Of these, those that somebody has waited for in vain."""
+        self._catching_up: asyncio.Task[None] | None = None
+        """Takes what has loaded late; kept here, since the loop keeps no task alive."""
         self._changing = asyncio.Lock()
         self._at_hand: dict[ModelId, ServedModel] = {}
         """Loaded before anything in the store means them; see `at_hand`."""
@@ -134,45 +139,74 @@ class Registry:
         A version that can't be loaded leaves the others as they are, and so do aliases that can't be read.
         """
         async with self._changing:
-            demand = await asyncio.to_thread(self.demand.all)
+            demand = await on_own_thread(self.demand.all)
             unloaded = frozenset(name for name, wanted in demand.items() if not wanted)
             asked_for = [name for name, wanted in demand.items() if wanted]
-            chosen, failures = await asyncio.to_thread(self._chosen, asked_for, unloaded)
+            chosen, failures = await on_own_thread(self._chosen, asked_for, unloaded)
+            await self._load_missing(chosen.values())
             models: dict[ModelId, ServedModel] = {}
             for model in sorted(set(chosen.values()), key=str):
                 try:
-                    models[model] = (
-                        self.table.models.get(model) or self._at_hand.get(model) or await self._loaded(model)
-                    )
+                    models[model] = self._there(model) or self._taken(model)
                 except SuccessorError as error:
                     failures.update({ref: str(error) for ref, target in chosen.items() if target == model})
                     continue
                 if model not in self.table.models:
                     log.info("version loaded", model=str(model), file=models[model].classifier.artifact.file)
             self._swap(chosen, models, failures, unloaded)
-            late = [one for one, loading in self._loading.items() if loading.done() and one not in chosen.values()]
-            for model in late:
+            for model in [one for one, loading in self._loading.items() if loading.done()]:
                 self._loading.pop(model).exception()  # nothing means it any more
             self.release_drained()
             return self.table
 
-    async def _loaded(self, model: ModelId) -> ServedModel:
-        """Load a version, or go on waiting for the load that was begun before.
+    def _there(self, model: ModelId) -> ServedModel | None:
+        return self.table.models.get(model) or self._at_hand.get(model)
+
+    async def _load_missing(self, models: Iterable[ModelId]) -> None:
+        """Begin to load what is not there, all at a time, and wait for that, but no longer than is said.
+
+        What was begun before and is not done yet was waited for then.
+        """
+        begun = set()
+        for model in set(models):
+            if self._there(model) is None and model not in self._loading:
+                loading = self._loading[model] = asyncio.create_task(on_own_thread(self._load, model))
+                loading.add_done_callback(functools.partial(self._loaded, model))
+                begun.add(loading)
+        if begun:
+            await asyncio.wait(begun, timeout=self._load_patience_s)
+
+    def _taken(self, model: ModelId) -> ServedModel:
+        """What was loaded.
 
         Raises:
-            UnusableVersionError: it takes too long to be waited for.
+            UnusableVersionError: it takes too long to be waited for, or failed in a way that nobody expects.
             SuccessorError: it can't be loaded.
         """
-        loading = self._loading.get(model)
-        if loading is None:
-            loading = self._loading[model] = asyncio.create_task(on_own_thread(self._load, model))
-        await asyncio.wait({loading}, timeout=self._load_patience_s)
+        loading = self._loading[model]
         if not loading.done():
+            self._late.add(model)
             raise UnusableVersionError(
                 f"{model} has not loaded within {self._load_patience_s:g} s: it is served as soon as it has"
             )
         del self._loading[model]
-        return loading.result()
+        error = loading.exception()
+        if error is None or isinstance(error, SuccessorError):
+            return loading.result()
+        log.error("a load failed in an unexpected way", model=str(model), exc_info=error)
+        raise UnusableVersionError(f"{model} can't be loaded: {error!r}") from error
+
+    def _loaded(self, model: ModelId, loading: asyncio.Task[ServedModel]) -> None:
+        """Take what was loaded when nobody waited for it any more, or let go of it."""
+        if model in self._late and not loading.cancelled():
+            self._late.discard(model)
+            self._catching_up = asyncio.create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        try:
+            await self.sync()
+        except Exception:
+            log.exception("what has loaded late is not served yet")
 
     @contextlib.asynccontextmanager
     async def at_hand(self, model: ModelId) -> AsyncIterator[None]:
@@ -191,7 +225,8 @@ class Registry:
         try:
             async with self._changing:
                 if model not in self.table.models:
-                    self._at_hand[model] = await self._loaded(model)
+                    await self._load_missing([model])
+                    self._at_hand[model] = self._at_hand.get(model) or self._taken(model)
         except (ClassifierError, InferenceError) as error:
             raise UnusableVersionError(f"{model} can't be served: {error}") from error
         try:
@@ -288,7 +323,7 @@ class Registry:
 
         async def look() -> None:
             nonlocal seen, patience_s, tried
-            now = await asyncio.to_thread(self._snapshot)
+            now = await on_own_thread(self._snapshot)
             if now != seen:
                 patience_s = every_s
             elif self.table.failures and time.monotonic() - tried >= patience_s:
@@ -305,10 +340,12 @@ class Registry:
         """What a change of the store changes; a name whose aliases can't be read counts by that."""
         snapshot: dict[str, tuple[object, ...]] = {}
         for name in self._store.names():
+            versions: object = None
             aliases: object = None
             with contextlib.suppress(SuccessorError):
+                versions = self._store.versions(name)
                 aliases = self._store.aliases(name)
-            snapshot[name] = (self._store.versions(name), aliases)
+            snapshot[name] = (versions, aliases)
         return snapshot
 
     def _chosen(self, asked_for: list[str], unloaded: frozenset[str]) -> tuple[dict[str, ModelId], dict[str, str]]:

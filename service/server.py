@@ -8,6 +8,7 @@ import ctypes
 import gc
 import ipaddress
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -223,13 +224,17 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin the farewell at the first signal; at the second, cut it short; while starting, end when started.
 
+        One of several processes is not cut short by signals: its parent kills it if it takes too long.
+
         It may interrupt this thread anywhere, also where it holds the log's lock: it takes none and logs nothing.
         """
         if not self.started:
             self.should_exit = True
             return
         if self._leave_at < math.inf:
-            self.should_exit = self.force_exit = True
+            # A service manager tells every process of a group, and the parent tells its own again.
+            if multiprocessing.parent_process() is None:
+                self.should_exit = self.force_exit = True
             return
         self._signal = sig
         self._begin_farewell()

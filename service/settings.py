@@ -138,6 +138,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _ports_that_tell(self) -> Self:
+        if self.operations_port is not None and self.operations_port == self.port != 0:
+            raise ValueError("SUCCESSOR_OPERATIONS_PORT must be another than SUCCESSOR_PORT, on another host too")
+        if self.grpc_port == 0 and self.processes > 1:
+            raise ValueError("SUCCESSOR_GRPC_PORT must be a number where there are several processes: all listen on it")
+        return self
+
+    @model_validator(mode="after")
     def _no_unknown_variables(self) -> Self:
         known = {(PREFIX + field).upper() for field in type(self).model_fields} | FOREIGN_VARIABLES
         strangers = sorted(

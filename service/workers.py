@@ -155,10 +155,10 @@ class WorkerPool:
         """Start one more thread."""
         worker = Worker(self._numbers)
         self._numbers += 1
-        self.live.append(worker)
         thread = threading.Thread(target=self._live, args=(worker,), name=f"worker-{worker.number}", daemon=True)
+        thread.start()  # it may fail: then there is no such worker
         self._threads = [*(other for other in self._threads if other.is_alive()), thread]
-        thread.start()
+        self.live.append(worker)
 
     def give_up(self, began_before: float) -> list[tuple[Worker, list[Item]]]:
         """Stop counting on workers whose call, into engine or tokeniser, began before then; what is lost with each."""
@@ -301,6 +301,7 @@ class WorkerPool:
             try:
                 worker.encoding.pop()
             except IndexError:
+                worker.given_up = True  # the watchdog may not have come to it yet
                 return False
             if error is None:
                 self._ready.append(item)

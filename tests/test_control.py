@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from service import control
 from service.control import Control, forget_process
 from service.errors import NotAcknowledgedError
 
@@ -128,5 +129,24 @@ def test_what_several_processes_are_told_at_once_is_done(tmp_path: Path) -> None
         assert sorted(asked) == list(range(numbers[-1] + 1, numbers[-1] + 201))
         for task in following:
             task.cancel()
+
+    run(scenario)
+
+
+def test_an_acknowledgement_that_could_not_be_written_is_given_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        one = Process(tmp_path, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(control, "write_whole", full)
+            with pytest.raises(OSError, match="space"):
+                await one.control._reach(2)
+        await one.control._reach(2)
+        assert dict(one.control._processes())["a"].number == 2
+        assert one.applied == 2
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
     run(scenario)

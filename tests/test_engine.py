@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from model_store.encoding import EncodedText, TextItem
 from model_store.errors import InferenceError, InvalidTextError, TextTooLongError
 from model_store.manifest import Side
-from service.batcher import Job
+from service.batcher import Item, Job
 from service.cost_model import CostModel
 from service.engine import _CLOSE_TIMEOUT_S, WATCHDOG_S, Engine
 from service.errors import (
@@ -30,6 +30,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.served_model import ServedModel
+from service.workers import Ran
 from tests.fakes import FakeClassifier, fake_ids
 from tests.serving import served
 
@@ -654,5 +655,42 @@ def test_batches_are_counted() -> None:
                 "texts_total": 1,
             }.items():
                 assert registry.get_sample_value(f"successor_{name}", {"model": "fake", "version": "1"}) == expected
+
+    run(scenario)
+
+
+def test_one_call_in_which_the_process_was_stopped_locks_nobody_out() -> None:
+    async def scenario() -> None:
+        model = served()
+        async with bench() as it:
+            for _ in range(20):
+                await it.submit(model, "text").future
+            job, estimate = it.submit(model, "text"), model.estimate_s(TextItem("text"))
+            await job.future
+            item = Item(job, 0, TextItem("text"), estimate, EncodedText([1, 2], [0, 0]))
+            ran = Ran([item], [[0.5, 0.5]], started=0.0, ended=20.0, work_s=estimate)
+            for _ in range(50):
+                it.engine._count(ran)
+            assert 1 < it.engine._drain_ratio <= 4
+            # Nothing waits: what a text is predicted to take is what its model's calls took.
+            await it.submit(model, "text", timeout_s=1.1 * model.estimate_s(TextItem("text")) / 1.5).future
+
+    run(scenario)
+
+
+def test_a_worker_whose_thread_can_not_be_started_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            start, pool = threading.Thread.start, it.engine._pool
+
+            def refused(thread: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            monkeypatch.setattr(threading.Thread, "start", refused)
+            with pytest.raises(RuntimeError, match="can't start"):
+                pool.add_worker()
+            monkeypatch.setattr(threading.Thread, "start", start)
+            assert len(pool.live) == 1
+            await it.submit(served(), "text").future
 
     run(scenario)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -508,22 +509,31 @@ class SlowLoader(FakeLoader):
 
 
 async def settled(registry: Registry) -> None:
-    """Wait until nothing is being loaded."""
+    """Wait until nothing is being loaded, and what was loaded late has been taken."""
     while not all(loading.done() for loading in registry._loading.values()):  # noqa: ASYNC110 - has no event
         await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
+    if registry._catching_up is not None:
+        await registry._catching_up
 
 
-def test_a_version_that_loads_for_long_holds_up_nothing_and_is_taken_when_it_has(
+def test_versions_that_load_for_long_are_waited_for_once_and_served_as_soon_as_they_have(
     store: ModelStore, tiny: ModelId
 ) -> None:
     async def scenario() -> None:
         make_tiny_version(store, "other")
-        loader = SlowLoader(str(tiny))
-        scene = Scene(store, loader=loader, load_patience_s=0.02)
-        for _ in range(2):
-            await scene.registry.sync()
+        make_tiny_version(store, "slow")
+        loader = SlowLoader(str(tiny), "slow@1")
+        scene = Scene(store, loader=loader, load_patience_s=0.2)
+        begun = time.monotonic()
+        await scene.registry.sync()
+        assert time.monotonic() - begun < 0.39  # not one after the other
+        for _ in range(3):
             assert set(scene.answering()) == {"other", "other@1"}
-            assert "not loaded within 0.02 s" in scene.registry.table.failures["tiny"]
+            assert "not loaded within 0.2 s" in scene.registry.table.failures["tiny"]
+            begun = time.monotonic()
+            await scene.registry.sync()
+            assert time.monotonic() - begun < 0.2
         with pytest.raises(ModelNotLoadedError, match="not loaded within"):
             scene.registry.route("tiny")
         with pytest.raises(UnusableVersionError, match="not loaded within"):
@@ -531,10 +541,9 @@ def test_a_version_that_loads_for_long_holds_up_nothing_and_is_taken_when_it_has
                 pass
         loader.release.set()
         await settled(scene.registry)
-        await scene.registry.sync()
-        assert scene.answering()["tiny"] == "tiny@1"
+        assert set(scene.answering()) >= {"tiny@1", "other@1", "slow@1"}
         assert not scene.registry.table.failures
-        assert sorted(loader.asked) == ["other@1", "tiny@1"]  # once, however often it was waited for
+        assert sorted(loader.asked) == ["other@1", "slow@1", "tiny@1"]  # once, however often it was waited for
 
     run(scenario)
 
@@ -552,9 +561,61 @@ def test_a_version_that_loads_for_too_long_to_be_wanted_any_more_is_let_go(
         scene.registry.demand.set("tiny", wanted=False)
         loader.release.set()
         await settled(scene.registry)
-        await scene.registry.sync()
         assert not scene.registry._loading
         assert not scene.answering()
         assert not scene.registry.table.failures
+
+    run(scenario)
+
+
+def test_a_load_that_fails_in_an_unexpected_way_leaves_the_others_up(store: ModelStore, tiny: ModelId) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(model: ModelId) -> ServedModel:
+        if model == tiny:
+            raise Panic("the tokeniser")
+        return served(FakeClassifier(fake_manifest(model.name, model.version)))
+
+    async def scenario() -> None:
+        make_tiny_version(store, "other")
+        scene = Scene(store)
+        scene.registry._load = panic
+        with structlog.testing.capture_logs() as logs:
+            await scene.registry.sync()
+        assert set(scene.answering()) == {"other", "other@1"}
+        assert "can't be loaded: Panic" in scene.registry.table.failures["tiny"]
+        assert "a load failed in an unexpected way" in [entry["event"] for entry in logs]
+
+    run(scenario)
+
+
+def test_late_news_that_can_not_be_taken_is_logged(
+    store: ModelStore, tiny: ModelId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[str]:
+        raise OSError("no files left")
+
+    async def scenario() -> None:
+        loader = SlowLoader(str(tiny))
+        scene = Scene(store, loader=loader, load_patience_s=0.02)
+        await scene.registry.sync()
+        monkeypatch.setattr(store, "names", broken)
+        with structlog.testing.capture_logs() as logs:
+            loader.release.set()
+            await settled(scene.registry)
+        assert [entry["event"] for entry in logs] == ["what has loaded late is not served yet"]
+
+    run(scenario)
+
+
+def test_a_folder_that_can_not_be_read_leaves_the_other_names_up(store: ModelStore, tiny: ModelId) -> None:
+    async def scenario() -> None:
+        (store.root / "broken").symlink_to("broken")
+        scene = Scene(store)
+        await scene.registry.sync()
+        assert scene.answering()["tiny"] == "tiny@1"
+        assert "can't be read" in scene.registry.table.failures["broken"]
+        assert set(scene.registry._snapshot()) == {"broken", "tiny"}
 
     run(scenario)

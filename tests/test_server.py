@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import http.client
 import json
+import multiprocessing.context
 import os
 import platform
 import signal
@@ -25,7 +26,9 @@ from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service import health_check
 from service.errors import ListenError
-from service.server import address, listen, tune_allocator
+from service.processes import Supervisor
+from service.server import address, listen, run_process, tune_allocator
+from service.settings import load_settings
 from tests.keys import BEARER, write_keys
 from tests.tiny import make_tiny_version
 
@@ -383,3 +386,21 @@ def metric(running: RunningServer, name: str) -> float:
     text = connection.getresponse().read().decode()
     connection.close()
     return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_a_process_that_can_not_be_started_now_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(load_settings(processes=2), [], run_process)
+    started: list[object] = []
+
+    def start(process: object) -> None:
+        started.append(process)
+        if len(started) == 1:
+            raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start)
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "is_alive", lambda _: True)
+    supervisor._control = tmp_path
+    for _ in range(4):
+        supervisor._replace_dead()
+    assert len(started) == 3
+    assert len(supervisor._started) == 2

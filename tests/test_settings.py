@@ -122,3 +122,16 @@ def test_every_setting_is_described_and_times_and_sizes_name_their_unit() -> Non
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUCCESSOR_API_KEYS_FILE", "")
     assert load_settings().api_keys_file is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"port": 9000, "operations_port": 9000}, "must be another than SUCCESSOR_PORT"),
+        ({"grpc_port": 0, "processes": 2}, "must be a number where there are several processes"),
+    ],
+)
+def test_ports_that_could_not_be_told_apart_or_shared_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidSettingsError, match=message):
+        load_settings(**changes)
+    assert load_settings(port=0, operations_port=0).operations_port == 0

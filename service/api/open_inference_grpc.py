@@ -50,6 +50,8 @@ CODES = {
 # Calls at a time on one connection.
 _MOST_STREAMS = 256
 _LEAST_GRACE_S = 0.5
+# The library's options are numbers of 32 bits.
+_MOST = 2**31 - 1
 _MOST_PARAMETERS = 64
 
 Context = Any  # grpc.aio.ServicerContext; the package has no types
@@ -70,12 +72,12 @@ async def serving(service: Service) -> AsyncIterator[int]:
     settings = service.settings
     server = grpc.aio.server(
         options=(
-            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_receive_message_length", min(_MOST, settings.max_body_bytes)),
             ("grpc.so_reuseport", int(settings.processes > 1)),
-            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            ("grpc.max_allowed_incoming_connections", min(_MOST, settings.max_connections)),
             ("grpc.max_concurrent_streams", _MOST_STREAMS),
-            ("grpc.max_connection_idle_ms", settings.keep_alive_ms),
-            ("grpc.server_handshake_timeout_ms", settings.receive_timeout_ms),
+            ("grpc.max_connection_idle_ms", min(_MOST, settings.keep_alive_ms)),
+            ("grpc.server_handshake_timeout_ms", min(_MOST, settings.receive_timeout_ms)),
         )
     )
     server.add_generic_rpc_handlers([_Servicer(service).handlers()])
