@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
+_NORMAL = 1.959964
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
 
 Samples = NDArray[Any]
 
@@ -92,14 +94,64 @@ def _estimate(value: float, draws: NDArray[np.float64]) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
+def ratio_of_rounds(numerator: Samples, denominator: Samples) -> Estimate:
+    """Geometric mean of the ratios of two sides, round by round measured next to each other, each `(n,)` and positive.
+
+    The interval is Student's, on logarithms: a bootstrap's over a handful of rounds is half as wide as it should be.
+
+    Raises:
+        ValueError: there are not two rounds, or not as many of each side.
+    """
+    if len(numerator) != len(denominator) or len(numerator) < 2:
+        raise ValueError("a ratio of rounds needs at least two of each side")
+    logs = np.log(numerator) - np.log(denominator)
+    middle = float(logs.mean())
+    spread = student_quantile(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    return Estimate(math.exp(middle), math.exp(middle - spread), math.exp(middle + spread))
+
+
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution, within 0.001.
+
+    Source: Abramowitz & Stegun (1972), 26.7.5, and their table 26.10 where that is too coarse.
+    """
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z = _NORMAL
+    terms: tuple[float, ...] = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
+def proportion(hits: int, count: int) -> Estimate:
+    """A share with Wilson's score interval, which holds for few and for extreme ones too.
+
+    Source: Wilson, "Probable inference" (1927).
+    """
+    share, square = hits / count, _NORMAL**2
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    spread = _NORMAL * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
+    return Estimate(share, max(0.0, middle - spread), min(1.0, middle + spread))
+
+
+def difference_of_proportions(only_first: int, only_second: int, count: int) -> Estimate:
+    """The first share minus the second, of the same `count` cases, by those that only one of the two has.
+
+    Source: Bonett & Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data" (2012): it fits McNemar's test, where a bootstrap of a few cases is too narrow.
+    """
+    first, second = (only_first + 1) / (count + 2), (only_second + 1) / (count + 2)
+    middle = first - second
+    spread = _NORMAL * math.sqrt((first + second - middle**2) / (count + 2))
+    return Estimate((only_first - only_second) / count, max(-1.0, middle - spread), min(1.0, middle + spread))
+
+
 def ratio_of_medians(numerator: Samples, denominator: Samples, *, seed: int = 0) -> Estimate:
     """Median of `numerator` ÷ median of `denominator`, pair by pair measured next to each other, each `(n,)`."""
     return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator, seed=seed)
-
-
-def difference_of_means(first: Samples, second: Samples, *, seed: int = 0) -> Estimate:
-    """Mean of `first` minus mean of `second`, for scores of the same texts, each `(n,)`."""
-    return paired_bootstrap(lambda a, b: float(np.mean(a) - np.mean(b)), first, second, seed=seed)
 
 
 def quantile_estimate(samples: Samples, quantile: float) -> Estimate:
@@ -114,7 +166,7 @@ def quantile_estimate(samples: Samples, quantile: float) -> Estimate:
         raise ValueError("a quantile needs at least one sample")
     ordered = np.sort(samples)
     count = len(ordered)
-    spread = 1.959964 * math.sqrt(count * quantile * (1 - quantile))
+    spread = _NORMAL * math.sqrt(count * quantile * (1 - quantile))
     low = max(0, math.floor(count * quantile - spread) - 1)
     high = min(count - 1, math.ceil(count * quantile + spread))
     return Estimate(float(np.quantile(ordered, quantile)), float(ordered[low]), float(ordered[high]))

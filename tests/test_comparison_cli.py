@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,23 @@ def test_two_versions_in_a_store_are_served_and_compared_for_real(tmp_path: Path
     assert figures["a"]["resident_bytes"] > 10_000_000
     assert figures["a"]["threads"] >= 1
     assert figures["size_ratio"] == 1
+
+
+def test_a_key_that_can_not_be_one_is_bad_usage_and_its_end_of_line_is_dropped(texts: Path) -> None:
+    with StubServer(MODELS, answer) as server:
+        rest = ("--url", server.url, "--texts", texts, *FEW)
+        assert invoke("large", "small", *rest, "--api-key", "schlüssel").exit_code == 2
+        assert invoke("large", "small", *rest, "--api-key", "key\n").exit_code == 0
+
+
+def test_json_goes_into_a_pipe_and_not_in_its_place(tmp_path: Path, texts: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with StubServer(MODELS, answer) as server:
+        result = invoke("large", "small", "--url", server.url, "--texts", texts, "--json", pipe, *FEW)
+    assert result.exit_code == 0, result.output
+    assert pipe.is_fifo()
+    assert json.loads(os.read(reader, 1_000_000))["a"]["id"] == "large@1"
+    os.close(reader)
+    assert invoke("large", "small", "--url", "http://x", "--texts", texts, "--json", tmp_path).exit_code == 2

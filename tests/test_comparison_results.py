@@ -141,6 +141,30 @@ def test_a_regression_that_answers_one_number_has_no_correlation() -> None:
     assert (found.b.pearson, found.retention) == (None, None)
 
 
+@pytest.mark.parametrize("discordant", [(3, 3, 0), (200, 4, 0), (2_000, 5, 0), (2_000, 9, 2), (2_000, 7, 1)])
+def test_a_few_texts_show_no_difference_in_accuracy(discordant: tuple[int, int, int]) -> None:
+    texts, only_a, only_b = discordant
+    labels = ["positive"] * texts
+    a = ["positive"] * (texts - only_b) + ["negative"] * only_b
+    b = ["negative"] * only_a + ["positive"] * (texts - only_a)
+    found = comparison({"a": a, "b": b}, labels)
+    assert found.mcnemar_p is not None
+    assert found.mcnemar_p > 0.05
+    assert found.conclusions[2].startswith("No difference in accuracy shown")
+
+
+def test_a_predecessor_that_is_worse_than_nothing_has_no_retention() -> None:
+    labels = [0.0, 1.0, 2.0, 3.0]
+    answers: dict[Key, Sequence[Answer]] = {"a": [3.0, 1.9, 1.0, 0.0], "b": labels}
+    assert comparison(answers, labels, problem="regression").retention is None
+
+
+def test_a_regression_that_answers_one_number_but_for_rounding_has_no_correlation() -> None:
+    labels = [float(index) for index in range(7)]
+    answers: dict[Key, Sequence[Answer]] = {"a": labels, "b": [0.1 + 1e-17 * index for index in range(7)]}
+    assert comparison(answers, labels, problem="regression").b.pearson is None
+
+
 def test_a_predecessor_that_is_never_right_has_no_retention() -> None:
     assert comparison({"a": right_until(0), "b": POSITIVE}, POSITIVE).retention is None
 
@@ -155,29 +179,36 @@ def test_two_models_of_one_speed_and_accuracy_get_no_difference_shown_three_time
     ("make", "sentence"),
     [
         (
-            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(1, 0.9, 1.1), 16, None)[0],
+            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(1, 0.9, 1.1), 16, None, None)[0],
             "B is faster in latency at 1 conn",
         ),
         (
-            lambda: conclude(Estimate(0.5, 0.4, 0.6), Estimate(1, 0.9, 1.1), 16, None)[0],
+            lambda: conclude(Estimate(0.5, 0.4, 0.6), Estimate(1, 0.9, 1.1), 16, None, None)[0],
             "B is slower in latency at 1 co",
         ),
         (
-            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(3, 2.9, 3.1), 16, None)[1],
+            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(3, 2.9, 3.1), 16, None, None)[1],
             "B is higher in throughput at 16",
         ),
-        (lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(0.5, 0.4, 0.6), 8, None)[1], "B is lower in throughput at 8"),
         (
-            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.02, -0.03, -0.01))[2],
+            lambda: conclude(Estimate(2, 1.9, 2.1), Estimate(0.5, 0.4, 0.6), 8, None, None)[1],
+            "B is lower in throughput at 8",
+        ),
+        (
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.02, -0.03, -0.01), 0.001)[2],
             "B is less accurate than A: -2.0 points [-3.0, -1.0]",
         ),
         (
-            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(0.02, 0.01, 0.03))[2],
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(0.02, 0.01, 0.03), 0.001)[2],
             "B is more accurate than A: +2.0 points",
         ),
         (
-            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.01, -0.02, 0.01))[2],
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.01, -0.02, 0.01), 0.3)[2],
             "No difference in accuracy shown: B differs from A by -1.0 points [-2.0, +1.0]",
+        ),
+        (
+            lambda: conclude(Estimate(1, 1, 1), Estimate(1, 1, 1), 8, Estimate(-0.01, -0.02, -0.001), 0.06)[2],
+            "No difference in accuracy shown",
         ),
     ],
 )

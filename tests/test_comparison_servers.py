@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 import threading
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psutil
@@ -142,3 +144,59 @@ def test_a_server_can_be_run_from_another_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert seen
+
+
+def test_no_proxy_stands_between_us_and_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    with StubServer([entry("large@1")]) as server:
+        assert [model.id for model in Server(server.url).models()] == ["large@1"]
+    with start(tmp_path, READY, waits=Waits(ready_seconds=20)) as started:
+        assert started.process is not None
+
+
+def test_a_server_gets_the_settings_that_say_how_models_run_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+
+    @contextmanager
+    def run(command: list[str], environment: dict[str, str], *_: object) -> Iterator[Server]:
+        seen.update(environment, command=" ".join(command))
+        yield Server("http://x")
+
+    monkeypatch.setattr(servers, "running", run)
+    for name in ("STATE_DIR", "MAX_CONNECTIONS", "API_KEYS_FILE", "PROVIDER"):
+        monkeypatch.setenv(f"SUCCESSOR_{name}", name)
+    monkeypatch.setenv("successor_threads", "3")
+    with servers.serving(["large@1"], tmp_path, tmp_path / "log", max_wait_ms="60000"):
+        pass
+    given = {name.upper(): value for name, value in seen.items() if name.upper().startswith("SUCCESSOR_")}
+    assert given == {
+        "SUCCESSOR_MODELS": '["large@1"]',
+        "SUCCESSOR_MAX_WAIT_MS": "60000",
+        "SUCCESSOR_PROVIDER": "PROVIDER",
+        "SUCCESSOR_THREADS": "3",
+    }
+    assert " -P -m service.cli serve " in seen["command"]
+
+
+def test_a_server_has_settled_when_it_does_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([0.0, 0.5, 0.9, 0.901, 0.902, 1.2, 1.2, 1.2, 1.2, 9.0, 9.0])
+    looks: list[float] = []
+    monkeypatch.setattr(time, "sleep", looks.append)
+    monkeypatch.setattr(Server, "_used_seconds", lambda _: next(used))
+    Server("http://x").settle(60)
+    assert next(used) == 9.0
+    assert len(looks) == 8
+    Server("http://x").settle(0)  # taken as it is
+
+
+def test_what_a_server_has_used_is_known_also_when_it_has_just_ended(tmp_path: Path) -> None:
+    with start(tmp_path, READY) as server:
+        assert server._used_seconds() > 0
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        assert server._used_seconds() == 0
+        assert server.resident_bytes() is None

@@ -105,3 +105,21 @@ def test_texts_that_do_not_fit_the_models_are_refused(
 )
 def test_a_label_that_fits_the_problem_is_accepted(label: object, problem: Problem) -> None:
     check_examples([Example.model_validate({"text": "a", "label": label})], pair=False, problem=problem, labels=LABELS)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    assert read_examples(write(tmp_path, b'\xef\xbb\xbf{"text": "a"}\n')) == [Example(text="a")]
+
+
+@pytest.mark.parametrize(
+    ("example", "problem", "message"),
+    [
+        (Example(text=" "), "single_label", "text 1 is empty"),
+        (Example(text="a", label=10**400), "regression", "should be a number"),
+    ],
+)
+def test_what_a_server_would_refuse_or_no_figure_can_hold_is_refused_before(
+    example: Example, problem: Problem, message: str
+) -> None:
+    with pytest.raises(TextsError, match=message):
+        check_examples([example], pair=False, problem=problem, labels=frozenset())

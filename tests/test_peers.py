@@ -200,9 +200,9 @@ def test_a_peer_takes_its_turns_and_nothing_of_it_is_left_although_it_ignores_si
 ) -> None:
     with started(STUB, PYTHON, subject, ALONE, tmp_path) as peer:
         contest = Contest([peer], seconds=1)
-        rates = {name: [turn()] for name, turn in contest.contestants().items()}
+        rates = {name: [turn()] * 2 for name, turn in contest.contestants().items()}
         assert list(rates) == ["Stub, 16", "Stub, 64"]
-        contest.report("tiny", {**rates, "service, 16": [1.0], "service, 64": [1.0]}, report)
+        contest.report("tiny", {**rates, "service, 16": [1.0] * 2, "service, 64": [1.0] * 2}, report)
         figures = {figure.name: figure for figure in report.figures}
         assert figures["failed requests, Stub"].value == 0
         assert figures["service at 16 connections ÷ Stub"].value == pytest.approx(1 / rates["Stub, 16"][0])
@@ -293,7 +293,7 @@ def test_the_service_is_held_against_the_peer_that_is_best_at_16_connections(rep
         "fast, 64": [30.0, 30.0],
     }
     report_ratios("tiny", rates, ["slow", "fast"], report)
-    ratios = {figure.name: (figure.value, figure.note, figure.verdict) for figure in report.figures}
+    ratios = {figure.name: (round(figure.value, 9), figure.note, figure.verdict) for figure in report.figures}
     assert ratios == {
         "service at 16 connections ÷ slow": (3.0, "", ""),
         "service at 16 connections ÷ fast": (1.5, "", ""),

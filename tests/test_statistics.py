@@ -7,15 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from model_store.statistics import (
     Estimate,
     crossed_bootstrap,
-    difference_of_means,
+    difference_of_proportions,
     mcnemar,
     paired_bootstrap,
+    proportion,
     quantile_estimate,
     ratio_of_medians,
+    ratio_of_rounds,
+    student_quantile,
 )
 
 
@@ -77,7 +81,7 @@ def test_pairing_removes_what_both_sides_share() -> None:
     generator = np.random.default_rng(0)
     shared = generator.normal(0, 10, size=300)
     first, second = shared + 1, shared + generator.normal(0, 0.1, size=300)
-    low, high = difference_of_means(first, second).interval
+    low, high = paired_bootstrap(lambda a, b: float(a.mean() - b.mean()), first, second).interval
     assert 0.9 < low < 1 < high < 1.1
 
 
@@ -87,9 +91,47 @@ def test_a_ratio_of_medians_is_the_known_one() -> None:
     assert 1.5 < estimate.low <= 2 <= estimate.high < 2.5
 
 
-def test_no_difference_has_an_interval_of_no_width() -> None:
-    same = np.array([1.0, 0.0, 1.0])
-    assert difference_of_means(same, same) == Estimate(0.0, 0.0, 0.0)
+@given(freedom=st.integers(1, 500))
+def test_students_quantile_is_scipys(freedom: int) -> None:
+    assert student_quantile(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=1e-3)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 6, 10])
+def test_a_ratio_of_rounds_holds_the_truth_as_often_as_it_says(rounds: int) -> None:
+    generator = np.random.default_rng(rounds)
+    held = 0
+    for _ in range(2_000):
+        shared = generator.normal(0, 1, rounds)
+        sides = [np.exp(shared + generator.normal(0, 0.1, rounds)) for _ in range(2)]
+        estimate = ratio_of_rounds(1.5 * sides[0], sides[1])
+        held += estimate.low <= 1.5 <= estimate.high
+    assert 0.935 < held / 2_000 < 0.965
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0])])
+def test_rounds_that_say_nothing_are_refused(first: list[float], second: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least two of each side"):
+        ratio_of_rounds(np.array(first), np.array(second))
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (850, 1000)])
+def test_a_proportions_interval_is_wilsons(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    found = proportion(hits, count)
+    assert found.value == hits / count
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 2_000))
+def test_a_difference_of_proportions_agrees_with_mcnemars_test(only_first: int, only_second: int, others: int) -> None:
+    found = difference_of_proportions(only_first, only_second, only_first + only_second + others)
+    assert -1 <= found.low <= found.high <= 1
+    assert found.value == (only_first - only_second) / (only_first + only_second + others)
+    p = mcnemar(only_first, only_second)
+    if found.low > 0 or found.high < 0:
+        assert p < 0.13  # the test is exact, and a little more careful
+    if p < 0.02:
+        assert found.low > 0 or found.high < 0
 
 
 def test_draws_without_a_value_are_left_out_of_the_interval() -> None:

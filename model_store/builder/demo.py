@@ -85,7 +85,7 @@ def _side(compared: dict[str, Any]) -> dict[str, Any]:
 def _compare(done: Build, folder: Path, texts: Path) -> dict[str, Any]:
     result = folder / "compare" / "result.json"
     result.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "service.cli", "compare", str(done.predecessor), str(done.successor)]
+    command = [sys.executable, "-P", "-m", "service.cli", "compare", str(done.predecessor), str(done.successor)]
     command += ["--store", str(folder / "store"), "--texts", str(texts)]
     command += ["--json", str(result), "--out", str(result.parent)]
     # Its table goes to stderr, where all progress goes: stdout is for the demo's own result.

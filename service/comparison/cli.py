@@ -30,6 +30,10 @@ from service.comparison.texts import Example, check_examples, read_examples
 from service.settings import load_settings
 
 _EXTRA = ("httpx", "matplotlib")
+# A slow model with many connections is slow; it is not refused.
+_PATIENT = dict.fromkeys(("max_wait_ms", "request_timeout_ms"), f"{1e3 * load.LIMIT_SECONDS:.0f}")
+# After their start servers measure what calls cost, each while nobody asks it: while the other one is asked.
+_SETTLING_SECONDS = 60.0
 
 
 def compare(  # noqa: PLR0913 - each argument is one of the command's options
@@ -55,11 +59,13 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
     """
     if store is not None and url is not None:
         raise typer.BadParameter("give --store or --url, not both")
-    if texts is None and sys.stdin.isatty():
+    if texts is None and (sys.stdin is None or sys.stdin.isatty()):
         raise typer.BadParameter("give --texts FILE, or JSON lines on standard input")
     _require_extra()
     console = Console(stderr=json == Path("-"))
-    for folder in {out, out if json is None else json.parent}:
+    if json is not None and json.is_dir():
+        raise typer.BadParameter(f"--json {json} is a folder: name a file")
+    for folder in {out, out if json is None or _is_special(json) else json.parent}:
         make_folder(folder)
     examples = read_examples(texts or sys.stdin)
     plan = Plan(pairs=pairs, blocks=blocks)
@@ -77,6 +83,11 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
         sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
     elif json is not None:
         write_json(comparison, json)
+
+
+def _is_special(file: Path) -> bool:
+    """Whether it is a pipe or a device, whose folder is not ours to write into."""
+    return file.exists() and not file.is_file()
 
 
 def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Comparison, list[Sample]]:
@@ -101,7 +112,10 @@ def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Compari
 
 
 def _on_server(url: str, api_key: str | None, a: str, b: str) -> Sides:
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    key = (api_key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise typer.BadParameter("the API key has characters that no key has: see SUCCESSOR_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     server = Server(Origin.parse(url).url, headers=headers)
     models = server.models()
     return Sides(*(Side(reference, resolve_served(models, reference), server) for reference in (a, b)))
@@ -114,8 +128,11 @@ def _on_own_servers(root: Path, a: str, b: str, stack: ExitStack) -> Sides:
     logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="successor-compare-")))
     sides = []
     for key, reference, version in zip("ab", (a, b), versions, strict=True):
-        server = stack.enter_context(serving([version], root, logs / f"{key}.log"))
+        server = stack.enter_context(serving([version], root, logs / f"{key}.log", **_PATIENT))
         sides.append(Side(reference, resolve_served(server.models(), version), server))
+    with Console(stderr=True).status("waiting until both servers have settled"):
+        for side in sides:
+            side.server.settle(_SETTLING_SECONDS)
     return Sides(*sides)
 
 

@@ -206,8 +206,10 @@ def read_answer(body: bytes, problem: Problem) -> Answer:
         (entry,) = orjson.loads(body)["data"]
         if problem == "regression":
             return float(entry["score"])
-        return tuple(sorted(map(str, entry["labels"]))) if problem == "multi_label" else str(entry["label"])
-    except (ValueError, KeyError, TypeError) as error:
+        labels = entry["labels"] if problem == "multi_label" else [entry["label"]]
+        names = tuple(sorted(label.encode().decode() for label in labels))  # each must be a text
+        return names if problem == "multi_label" else names[0]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         start = body[:80].decode(errors="replace")
         raise LoadError(f"an answer has a form that is not known: {start}") from error
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Problem
-from model_store.statistics import Estimate, difference_of_means, mcnemar, paired_bootstrap
+from model_store.statistics import Estimate, difference_of_proportions, mcnemar, proportion
 from service.comparison.measure import Answer, Key
 from service.comparison.texts import Label
 
@@ -31,27 +31,27 @@ class Quality:
         self._answers: dict[Key, Sequence[Answer]] = {"a": a, "b": b}
         self._labels = labels
 
-    def agreement(self) -> float | None:
+    def agreement(self) -> Estimate | None:
         """The share of texts on which both answer the same; None for a regression."""
         if self._regression:
             return None
         pairs = list(zip(self._answers["a"], self._answers["b"], strict=True))
-        return sum(a == b for a, b in pairs) / len(pairs)
+        return proportion(sum(a == b for a, b in pairs), len(pairs))
 
     def accuracy(self, key: Key) -> Estimate | None:
         """The share of labelled texts that a model answers with their label; None where there is nothing to count."""
         right = self._right(key)
-        return None if right is None else paired_bootstrap(lambda sample: float(sample.mean()), right)
+        return None if right is None else proportion(int(right.sum()), len(right))
 
     def difference(self) -> Estimate | None:
         """B's accuracy minus A's, on the same texts."""
         a, b = self._right("a"), self._right("b")
-        return None if a is None or b is None else difference_of_means(b, a)
+        return None if a is None or b is None else difference_of_proportions(*_only(b, a), len(a))
 
     def mcnemar_p(self) -> float | None:
         """The p-value of both being right equally often."""
         a, b = self._right("a"), self._right("b")
-        return None if a is None or b is None else mcnemar(int((a & ~b).sum()), int((b & ~a).sum()))
+        return None if a is None or b is None else mcnemar(*_only(a, b))
 
     def pearson(self, key: Key) -> float | None:
         """Pearson's correlation with the labels; None where it is not defined (fewer than 3 texts, or all alike)."""
@@ -59,24 +59,34 @@ class Quality:
             return None
         wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
         given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
-        if wanted.std() == 0 or given.std() == 0:
+        if _alike(wanted) or _alike(given):
             return None
         return float(np.corrcoef(wanted, given)[0, 1])
 
     def retention(self) -> float | None:
-        """B's accuracy, or correlation, ÷ A's; None where A's is zero or not known."""
+        """B's accuracy, or correlation, ÷ A's; None where A's is not above zero, or not known."""
         if self._regression:
             before, after = self.pearson("a"), self.pearson("b")
         else:
             a, b = self._right("a"), self._right("b")
             before, after = (None, None) if a is None or b is None else (float(a.mean()), float(b.mean()))
-        return after / before if before and after is not None else None
+        return after / before if before is not None and before > 0 and after is not None else None
 
     def _right(self, key: Key) -> NDArray[np.bool_] | None:
         """Whether each labelled text was answered with its label, by name; None where there is nothing to say."""
         if self._regression or not self.labelled:
             return None
         return np.array([self._answers[key][text] == _canonical(self._labels[text]) for text in self.labelled])
+
+
+def _only(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int]:
+    """How many only the first is right about, and how many only the second."""
+    return int((first & ~second).sum()), int((second & ~first).sum())
+
+
+def _alike(numbers: NDArray[np.float64]) -> bool:
+    """Whether all are the same, but for rounding."""
+    return bool(np.ptp(numbers) <= 1e-9 * np.abs(numbers).max())
 
 
 def _canonical(label: Label | None) -> Answer | None:

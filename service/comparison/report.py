@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,9 @@ _HEADINGS = ("", "A", "B", "B against A")
 _METHOD = """\
 Closed loop over keep-alive connections, after a warm-up. At 1 connection requests alternate A B, B A, …; at {many} \
 connections blocks of the same texts in the same order alternate in the same way. Brackets hold 95 % intervals: \
-latencies from order statistics, ratios and differences from a paired bootstrap ({pairs} pairs of requests, blocks, \
-texts). Accuracy, agreement and throughput come from the same answers. Load: {generator}."""
+latencies from order statistics, the speed-up from a paired bootstrap of {pairs} pairs of requests, the ratio of \
+throughputs from Student's distribution over blocks, shares from Wilson's score, differences from Bonett and Price's. \
+Accuracy, agreement and throughput come from the same answers. Load: {generator}."""
 
 
 def rows(comparison: Comparison) -> list[Row]:
@@ -43,7 +45,7 @@ def rows(comparison: Comparison) -> list[Row]:
     if a.pearson is not None or b.pearson is not None:
         both.append(("Pearson's r", lambda model: _number(model.pearson), _percent(comparison.retention) + " retained"))
     if comparison.agreement is not None:
-        both.append(("agreement", lambda _: "", _percent(comparison.agreement)))
+        both.append(("agreement", lambda _: "", _agreement(comparison)))
     for connections in a.connections:
         many = connections != "1"
         label = f"{connections} connection{'s' if many else ''}"
@@ -82,13 +84,15 @@ def markdown(comparison: Comparison, plots: Iterable[str]) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for output, unless it is there.
+    """Make a folder for output, unless it is there, and see that something can be written into it.
 
     Raises:
-        ComparisonError: it can't be made.
+        ComparisonError: it can't be made, or written.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def write_report(comparison: Comparison, samples: Sequence[Sample], folder: Path) -> None:
@@ -111,8 +115,13 @@ def write_json(comparison: Comparison, file: Path) -> None:
     Raises:
         ComparisonError: the file can't be written.
     """
+    content = comparison.model_dump_json(indent=2) + "\n"
     with _writing(file):
-        write_whole(file, comparison.model_dump_json(indent=2) + "\n")
+        target = file.resolve()
+        if target.exists() and not target.is_file():  # a pipe, or a device
+            target.write_text(content, encoding="utf-8")
+        else:
+            write_whole(target, content)
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
@@ -152,6 +161,14 @@ def _accuracy(model: ModelFigures) -> str:
         return "–"
     low, high = model.accuracy_interval
     return f"{model.accuracy:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _agreement(comparison: Comparison) -> str:
+    shown = _percent(comparison.agreement)
+    if comparison.agreement_interval is not None:
+        low, high = comparison.agreement_interval
+        shown += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return shown
 
 
 def _ratio(ratio: Estimate) -> str:

@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model_store.machine import Machine
-from model_store.statistics import (
-    Estimate,
-    paired_bootstrap,
-    quantile_estimate,
-    ratio_of_medians,
-)
+from model_store.statistics import CONFIDENCE, Estimate, quantile_estimate, ratio_of_medians, ratio_of_rounds
 from service.comparison.measure import Answer, Key, Sample, Sides
 from service.comparison.quality import Quality
 from service.comparison.texts import Example
@@ -79,6 +74,7 @@ class Comparison(Figures):
     throughput_ratio: Estimate
     size_ratio: float
     agreement: float | None
+    agreement_interval: tuple[float, float] | None
     retention: float | None
     accuracy_difference: Estimate | None
     mcnemar_p: float | None
@@ -116,7 +112,7 @@ def summarise(
     latencies = {key: _latencies(samples, key, 1) for key in _KEYS}
     block_seconds = {key: _block_seconds(samples, key, many) for key in _KEYS}
     speedup = ratio_of_medians(latencies["a"], latencies["b"])
-    throughput_ratio = paired_bootstrap(lambda a, b: float(a.sum() / b.sum()), block_seconds["a"], block_seconds["b"])
+    throughput_ratio = ratio_of_rounds(block_seconds["a"], block_seconds["b"])
     figures: dict[Key, ModelFigures] = {}
     for key, side in zip(_KEYS, sides, strict=True):
         accuracy = quality.accuracy(key)
@@ -132,20 +128,21 @@ def summarise(
                 str(many): _load_figures(_latencies(samples, key, many), float(block_seconds[key].sum())),
             },
         )
-    difference = quality.difference()
+    difference, agreement, mcnemar_p = quality.difference(), quality.agreement(), quality.mcnemar_p()
     return Comparison(
         a=figures["a"],
         b=figures["b"],
         speedup=speedup,
         throughput_ratio=throughput_ratio,
         size_ratio=figures["a"].bytes / figures["b"].bytes,
-        agreement=quality.agreement(),
+        agreement=agreement.value if agreement else None,
+        agreement_interval=agreement.interval if agreement else None,
         retention=quality.retention(),
         accuracy_difference=difference,
-        mcnemar_p=quality.mcnemar_p(),
+        mcnemar_p=mcnemar_p,
         texts=len(examples),
         labelled=len(quality.labelled),
-        conclusions=(*conclude(speedup, throughput_ratio, many, difference), *_unshared_labels(sides)),
+        conclusions=(*conclude(speedup, throughput_ratio, many, difference, mcnemar_p), *_unshared_labels(sides)),
         machine=conditions.machine,
         threads={"a": figures["a"].threads, "b": figures["b"].threads, "usable_cores": conditions.machine.usable_cores},
         generator="closed loop, one process"
@@ -155,16 +152,23 @@ def summarise(
 
 
 def conclude(
-    speedup: Estimate, throughput_ratio: Estimate, connections: int, difference: Estimate | None
+    speedup: Estimate,
+    throughput_ratio: Estimate,
+    connections: int,
+    difference: Estimate | None,
+    mcnemar_p: float | None,
 ) -> tuple[str, ...]:
-    """What the intervals allow to be said, in sentences; "no difference shown" where they hold the neutral value."""
+    """What the intervals allow to be said, in sentences; "no difference shown" where they hold the neutral value.
+
+    Of accuracy McNemar's test has to allow it too.
+    """
     sentences = [
         _conclude_ratio(speedup, "latency at 1 connection", ("faster", "slower")),
         _conclude_ratio(throughput_ratio, f"throughput at {connections} connections", ("higher", "lower")),
     ]
     if difference is not None:
         points = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-        if difference.low <= 0 <= difference.high:
+        if difference.low <= 0 <= difference.high or (mcnemar_p or 0) >= 1 - CONFIDENCE:
             sentences.append(f"No difference in accuracy shown: B differs from A by {points}.")
         else:
             sentences.append(f"B is {'more' if difference.value > 0 else 'less'} accurate than A: {points}.")

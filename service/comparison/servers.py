@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_store.manifest import Problem
 from model_store.store import DEFAULT_ALIAS
@@ -23,11 +24,14 @@ from service.comparison.errors import LoadError, ServerStartError
 
 _POLL_SECONDS = 0.05
 _LOG_LINES = 4
-# Set for the server that the user runs: one that is started here listens on this machine alone, and lets us in.
-_OF_ANOTHER_SERVER = frozenset(
+# Settings of the user's own server that say how models run. All else is that server's business: one that is started
+# here listens on this machine alone, lets us in, refuses nothing, and neither reads nor writes that server's state.
+_KEPT = frozenset(
     f"SUCCESSOR_{name}"
-    for name in ("API_KEYS_FILE", "GRPC_PORT", "OPERATIONS_HOST", "OPERATIONS_PORT", "TLS_CERT_FILE", "TLS_KEY_FILE")
+    for name in ("PROVIDER", "THREADS", "MAX_BATCH_TEXTS", "WORKER_NICENESS", "LONE_MAX_BYTES", "MAX_TEXT_CHARS")
 )
+# A server is quiet when it takes less than this share of a core, so many looks in a row.
+_QUIET_SHARE, _LOOKS, _LOOK_SECONDS = 0.05, 3, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class ServedModel(BaseModel):
     aliases: tuple[str, ...] = ()
     file: str
     precision: str
-    bytes: int
+    bytes: int = Field(gt=0)
     labels: tuple[str, ...]
     problem: Problem
     pair: bool
@@ -72,10 +76,34 @@ class Server:
 
     def resident_bytes(self) -> int | None:
         """Bytes of memory that the process and its children have resident; None where the process is not known."""
-        if self.process is None:
-            return None
-        processes = [self.process, *self.process.children(recursive=True)]
-        return sum(process.memory_info().rss for process in processes)
+        with suppress(psutil.NoSuchProcess):  # one ends just now
+            return sum(process.memory_info().rss for process in self._processes()) or None
+        return None
+
+    def settle(self, most_seconds: float) -> None:
+        """Wait until the process does nothing any more: after its start it measures what its calls cost.
+
+        Args:
+            most_seconds: after which it is taken as it is.
+        """
+        give_up, quiet, used = time.monotonic() + most_seconds, 0, self._used_seconds()
+        while quiet < _LOOKS and time.monotonic() < give_up:
+            time.sleep(_LOOK_SECONDS)
+            before, used = used, self._used_seconds()
+            quiet = quiet + 1 if used - before < _QUIET_SHARE * _LOOK_SECONDS else 0
+
+    def _processes(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):  # it has ended
+            return [] if self.process is None else [self.process, *self.process.children(recursive=True)]
+        return []
+
+    def _used_seconds(self) -> float:
+        used = 0.0
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used += times.user + times.system
+        return used
 
     def models(self) -> list[ServedModel]:
         """What the server serves.
@@ -86,7 +114,12 @@ class Server:
         import httpx
 
         try:
-            response = httpx.get(f"{self.url}/v1/models", timeout=10, headers=dict(self.headers))
+            # As the load: to the server itself, whatever proxy there is, and with the system's certificates.
+            trust = ssl.create_default_context()
+            with httpx.Client(trust_env=False, verify=trust, timeout=10, headers=dict(self.headers)) as client:
+                response = client.get(f"{self.url}/v1/models")
+            if response.status_code in {401, 403}:
+                raise LoadError(f"{self.url} does not let us in ({response.status_code}): see --api-key")
             response.raise_for_status()
             return [ServedModel.model_validate(entry) for entry in response.json()["data"]]
         except httpx.HTTPError as error:
@@ -130,11 +163,16 @@ def serving(models: Sequence[str], store: Path, log: Path, **settings: str) -> I
 
     port = free_port()
     environment = {
-        **{name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_SERVER},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith("SUCCESSOR_") or name.upper() in _KEPT
+        },
         "SUCCESSOR_MODELS": orjson.dumps(list(models)).decode(),
         **{f"SUCCESSOR_{name.upper()}": value for name, value in settings.items()},
     }
-    command = [sys.executable, "-m", "service.cli", "serve", "--store", str(store)]
+    # -P: whatever the working folder has under the name `service` is not the server.
+    command = [sys.executable, "-P", "-m", "service.cli", "serve", "--store", str(store)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with running(command, environment, f"http://127.0.0.1:{port}", log) as server:
         yield server
@@ -172,7 +210,7 @@ def _wait_until_ready(process: psutil.Popen, url: str, log: Path, seconds: float
     import httpx
 
     deadline = time.monotonic() + seconds
-    with httpx.Client(timeout=2) as client:
+    with httpx.Client(timeout=2, trust_env=False) as client:  # it is on this machine: no proxy leads there
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerStartError(f"the server ended with exit code {process.returncode}: {_last_lines(log)}")
@@ -202,17 +240,18 @@ def _last_lines(log: Path) -> str:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that who is ended also ends what it has started."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that who is ended also ends what it has started."""
 
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     try:
-        before = signal.signal(signal.SIGTERM, leave)
+        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     except ValueError:  # not in the main thread, where no handler can be set
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

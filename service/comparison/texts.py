@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +14,8 @@ from service.comparison.errors import TextsError
 
 Label = StrictStr | tuple[StrictStr, ...] | StrictFloat | StrictInt
 
+# The largest number that a regression's label can be.
+_LARGEST = sys.float_info.max
 _WANTED = {"single_label": "a label's name", "multi_label": "a list of label names", "regression": "a number"}
 
 
@@ -34,7 +37,7 @@ def read_examples(source: Path | TextIO) -> list[Example]:
     """
     if isinstance(source, Path):
         try:
-            with source.open(encoding="utf-8") as file:
+            with source.open(encoding="utf-8-sig") as file:
                 return _parse(file, str(source))
         except OSError as error:
             raise TextsError(f"the texts {source} can't be read ({error.strerror}): check --texts") from error
@@ -79,6 +82,8 @@ def check_examples(examples: Sequence[Example], *, pair: bool, problem: Problem,
             raise TextsError(
                 f"text {number}: the models read {'pairs: add' if pair else 'single texts: drop'} text_pair"
             )
+        if not example.text.strip() or not (example.text_pair or "any").strip():
+            raise TextsError(f"text {number} is empty: remove it")
         if example.label is None:
             continue
         names = _label_names(example.label, problem)
@@ -94,7 +99,7 @@ def check_examples(examples: Sequence[Example], *, pair: bool, problem: Problem,
 def _label_names(label: Label, problem: Problem) -> frozenset[str] | None:
     """The names in a label (none for a number); None where it does not fit the problem."""
     if problem == "regression":
-        return frozenset() if isinstance(label, int | float) else None
+        return frozenset() if isinstance(label, int | float) and abs(label) <= _LARGEST else None
     if problem == "single_label":
         return frozenset({label}) if isinstance(label, str) else None
     return frozenset(label) if isinstance(label, tuple) else None

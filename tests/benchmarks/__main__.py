@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from model_store.disk import write_whole
 from model_store.errors import SuccessorError
 from model_store.extras import remedy
 from model_store.machine import describe_machine, usable_cores
@@ -41,22 +42,27 @@ def main() -> int:
     report = Report(Console(soft_wrap=True))
     machine = describe_machine()
     report.console.print(f"{machine}\nThroughput is driven by {generator()}.", highlight=False)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    failure = ""
     try:
         with exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="successor-benchmarks-") as logs:
             _run(arguments, effort, report, Path(logs))
     except SuccessorError as error:
-        report.console.print(f"error: {error}", highlight=False)
-        return 1
-    report.console.print(report.verdicts())
-    if arguments.json:
-        content = {
-            "machine": machine.model_dump(),
-            "quick": arguments.quick,
-            "figures": report.as_json(),
-            "skipped": report.skipped,
-        }
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 1 if arguments.strict and report.failed else 0
+        failure = str(error)
+        report.console.print(f"error: {error}", highlight=False, markup=False)
+    finally:  # what was measured until then took long
+        report.console.print(report.verdicts())
+        if arguments.json:
+            content = {
+                "machine": machine.model_dump(),
+                "quick": arguments.quick,
+                "figures": report.as_json(),
+                "skipped": report.skipped,
+                "error": failure or None,
+            }
+            write_whole(arguments.json, json.dumps(content, indent=2) + "\n")
+    return 1 if failure or (arguments.strict and report.failed) else 0
 
 
 def _parse() -> argparse.Namespace:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from model_store.statistics import Estimate, paired_bootstrap
+from model_store import statistics
+from model_store.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,12 @@ class Report:
         """Keep and show a figure."""
         self.figures.append(figure)
         shown = f"{figure.subject}: {figure.name}: {_number(figure)} {figure.note}"
-        self.console.print(f"{shown}  {figure.verdict} {figure.bar or ''}".rstrip(), highlight=False)
+        self.console.print(f"{shown}  {figure.verdict} {figure.bar or ''}".rstrip(), highlight=False, markup=False)
 
     def skip(self, what: str, why: str) -> None:
         """Keep and say what could not be measured."""
         self.skipped[what] = why
-        self.console.print(f"{what}: not measured: {why}", highlight=False)
+        self.console.print(f"{what}: not measured: {why}", highlight=False, markup=False)
 
     @property
     def failed(self) -> list[Figure]:
@@ -97,12 +97,8 @@ class Report:
 
 
 def ratio_of_rounds(numerator: Iterable[float], denominator: Iterable[float]) -> Estimate:
-    """Sum ÷ sum over rounds `(n,)` of two rates taken in turns, with its interval over rounds."""
-
-    def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
-        return float(above.sum() / below.sum())
-
-    return paired_bootstrap(ratio, np.array(list(numerator)), np.array(list(denominator)))
+    """The ratio of two rates that were taken in turns, with its interval over rounds."""
+    return statistics.ratio_of_rounds(np.array(list(numerator)), np.array(list(denominator)))
 
 
 def _number(figure: Figure) -> str:

@@ -70,7 +70,7 @@ def measure_memory(subject: Subject, effort: Effort, report: Report, logs: Path)
     with _two_versions(subject, subject, logs) as target:
         mixed = service_target(target.server, f"{_NAME}@{_ALIAS}", texts)
         for chunk in range(_CHUNKS):
-            _promote(target.server, 1 + chunk % 2)
+            _promote(target.server, 2 - chunk % 2)  # the alias begins with 1
             load.run(_ask(mixed, effort.soak_requests // _CHUNKS))
             resident.append(target.server.resident_bytes() or 0)
     early, late = float(np.mean(resident[1:4])), float(np.mean(resident[-3:]))
