@@ -143,11 +143,11 @@ class Registry:
             unloaded = frozenset(name for name, wanted in demand.items() if not wanted)
             asked_for = [name for name, wanted in demand.items() if wanted]
             chosen, failures = await on_own_thread(self._chosen, asked_for, unloaded)
-            await self._load_missing(chosen.values())
+            there = await self._load_missing(chosen.values())
             models: dict[ModelId, ServedModel] = {}
             for model in sorted(set(chosen.values()), key=str):
                 try:
-                    models[model] = self._there(model) or self._taken(model)
+                    models[model] = there.get(model) or self._taken(model)
                 except SuccessorError as error:
                     failures.update({ref: str(error) for ref, target in chosen.items() if target == model})
                     continue
@@ -159,22 +159,27 @@ class Registry:
             self.release_drained()
             return self.table
 
-    def _there(self, model: ModelId) -> ServedModel | None:
-        return self.table.models.get(model) or self._at_hand.get(model)
-
-    async def _load_missing(self, models: Iterable[ModelId]) -> None:
+    async def _load_missing(self, models: Iterable[ModelId]) -> dict[ModelId, ServedModel]:
         """Begin to load what is not there, all at a time, and wait for that, but no longer than is said.
 
         What was begun before and is not done yet was waited for then.
+
+        Returns:
+            What was there already; the rest can be taken.
         """
+        there: dict[ModelId, ServedModel] = {}
         begun = set()
         for model in set(models):
-            if self._there(model) is None and model not in self._loading:
+            known = self.table.models.get(model) or self._at_hand.get(model)
+            if known is not None:
+                there[model] = known
+            elif model not in self._loading:
                 loading = self._loading[model] = asyncio.create_task(on_own_thread(self._load, model))
                 loading.add_done_callback(functools.partial(self._loaded, model))
                 begun.add(loading)
         if begun:
             await asyncio.wait(begun, timeout=self._load_patience_s)
+        return there
 
     def _taken(self, model: ModelId) -> ServedModel:
         """What was loaded.
@@ -225,8 +230,8 @@ class Registry:
         try:
             async with self._changing:
                 if model not in self.table.models:
-                    await self._load_missing([model])
-                    self._at_hand[model] = self._at_hand.get(model) or self._taken(model)
+                    there = await self._load_missing([model])
+                    self._at_hand[model] = there.get(model) or self._taken(model)
         except (ClassifierError, InferenceError) as error:
             raise UnusableVersionError(f"{model} can't be served: {error}") from error
         try:

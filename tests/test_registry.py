@@ -619,3 +619,25 @@ def test_a_folder_that_can_not_be_read_leaves_the_other_names_up(store: ModelSto
         assert set(scene.registry._snapshot()) == {"broken", "tiny"}
 
     run(scenario)
+
+
+def test_a_version_that_is_no_longer_at_hand_when_others_have_loaded_is_served_all_the_same(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    async def scenario() -> None:
+        loader = SlowLoader("slow@1")
+        scene = Scene(store, loader=loader)
+        await scene.registry.sync()
+        second = make_tiny_version(store, seed=1)
+        async with scene.registry.at_hand(second):
+            store.promote(second, "production")
+            make_tiny_version(store, "slow")
+            syncing = asyncio.create_task(scene.registry.sync())
+            while "slow@1" not in loader.asked:  # noqa: ASYNC110 - a loader has no event
+                await asyncio.sleep(0.005)
+        loader.release.set()
+        await syncing
+        assert scene.answering()["tiny"] == "tiny@2"
+        assert loader.asked.count("tiny@2") == 1
+
+    run(scenario)
