@@ -200,3 +200,17 @@ def test_what_a_server_has_used_is_known_also_when_it_has_just_ended(tmp_path: P
         server.process.wait()
         assert server._used_seconds() == 0
         assert server.resident_bytes() is None
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_signal_that_is_ignored_stays_so(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with servers.exit_on_sigterm():
+            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == ignored
+            if not ignored:
+                with pytest.raises(SystemExit, match=str(128 + signal.SIGHUP)):
+                    signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)

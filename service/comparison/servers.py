@@ -240,13 +240,20 @@ def _last_lines(log: Path) -> str:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that who is ended also ends what it has started."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that who is ended also ends what it has started.
+
+    What is ignored, as SIGHUP under `nohup`, stays so.
+    """
 
     def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     try:
-        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = {
+            number: signal.signal(number, leave)
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
     except ValueError:  # not in the main thread, where no handler can be set
         yield
         return
