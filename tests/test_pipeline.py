@@ -104,6 +104,18 @@ def test_building_again_takes_what_is_kept_and_adds_no_version(
     assert (judged.predecessor, judged.successor) == (finished.predecessor, ModelId(name="tiny", version=2))
 
 
+def test_a_damaged_version_does_not_keep_a_new_one_from_being_published(
+    folder: Path, document: dict[str, Any], finished: Build, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "store", tmp_path / "store")
+    for name in ("tiny", "tiny-predecessor"):
+        manifest = tmp_path / "store" / name / "1" / "manifest.json"
+        manifest.chmod(0o644)
+        manifest.write_text("{")
+    again = build(resolve(document, folder), ModelStore(tmp_path / "store"), folder / "work", Recorder())
+    assert (str(again.predecessor), str(again.successor)) == ("tiny-predecessor@2", "tiny@2")
+
+
 def test_a_dry_run_knows_which_steps_are_kept(folder: Path, document: dict[str, Any], finished: Build) -> None:
     runner = Runner(folder / "work", Recorder())
     assert make_plan(resolve(document, folder), offline=True).kept(runner) == [True] * 4

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store.builder.artifacts import read_artifacts
+from model_store.errors import IntegrityError
 from model_store.manifest import TOKENIZER_FILE, Check, Lineage, Manifest, ModelId
 from model_store.store import Draft, ModelStore, digest_file
 
@@ -54,7 +56,9 @@ class Publication:
 
     def _newest(self, name: str) -> Manifest | None:
         versions = self.store.versions(name)
-        return self.store.manifest(ModelId(name=name, version=versions[-1])) if versions else None
+        with contextlib.suppress(IntegrityError):  # one that was damaged is not the same any more
+            return self.store.manifest(ModelId(name=name, version=versions[-1])) if versions else None
+        return None
 
     def _answers_alike(self, published: Manifest, folder: Path) -> bool:
         """Whether a published model is the one of a folder, reads texts as it does and was judged on the same."""
