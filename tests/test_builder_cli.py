@@ -117,6 +117,6 @@ def test_a_build_prints_what_was_published(app: typer.Typer, recipe: Path, tmp_p
     assert "published tiny-predecessor@1 and tiny@1: retention" in done.stdout
     again = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     printed: dict[str, Any] = json.loads(again.stdout)
-    assert (printed["predecessor"], printed["successor"]) == ("tiny-predecessor@1", "tiny@2")
+    assert (printed["predecessor"], printed["successor"]) == ("tiny-predecessor@1", "tiny@1")
     assert {"retention", "size_ratio", "tfidf"} <= set(printed["measurements"])
     assert all(check["passed"] for check in printed["gate"])
