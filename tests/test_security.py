@@ -449,4 +449,6 @@ def test_a_comparison_gets_in_with_the_key_that_the_environment_has(
         assert done.returncode == 0, done.stderr
         assert KEY not in done.stdout + done.stderr
         refused = compare()
-        assert (refused.returncode, "does not let us in (401): see --api-key" in refused.stderr) == (1, True), refused.stderr
+        assert (refused.returncode, "does not let us in (401): see --api-key" in refused.stderr) == (1, True), (
+            refused.stderr
+        )
