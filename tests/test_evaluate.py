@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_store.builder.data import Row, TaskData, load_data
+from model_store.builder.data import Row, TaskData, load_data, sample
 from model_store.builder.evaluate import (
     agreement,
     batch_difference,
     measured,
     predictions_of,
     run_classifier,
-    sample,
     targets_of,
     tfidf_predictions,
     time_alone,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
+from model_store.builder.data import sample
 from model_store.builder.errors import RecipeError
 from model_store.builder.evaluate import (
     predictions_of,
     run_classifier,
-    sample,
     targets_of,
     tfidf_predictions,
     times_alone,

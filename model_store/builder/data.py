@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from model_store.builder.errors import DataError, OverlapError
 from model_store.builder.metrics import METRICS_OF, Metric
@@ -14,6 +15,7 @@ from model_store.builder.sources import SPLITS, DataSource, RawRow
 from model_store.encoding import TextItem
 from model_store.manifest import DataLineage, Problem, Split
 
+Item = TypeVar("Item")
 Target = int | float | tuple[int, ...]
 
 
@@ -64,7 +66,7 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
         OverlapError: texts occur in several splits and the recipe refuses that.
         FetchError: the data could not be fetched.
     """
-    raw = {split: _spaced(rows, source.max_rows(split)) for split, rows in source.read(offline=offline).items()}
+    raw = {split: sample(rows, source.max_rows(split)) for split, rows in source.read(offline=offline).items()}
     for split, read in raw.items():
         if not read:
             raise DataError(f"data.{split} has no rows")
@@ -124,11 +126,11 @@ def json_records(data: TaskData, split: str) -> Iterator[dict[str, str | float |
         yield record
 
 
-def _spaced(rows: list[RawRow], limit: int | None) -> list[RawRow]:
-    """At most `limit` rows, evenly spaced: files are often sorted by label."""
-    if limit is None or limit >= len(rows):
-        return rows
-    return [rows[index * len(rows) // limit] for index in range(limit)]
+def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most `limit` items, evenly spaced, the same ones every time: files are often sorted by label."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[index * len(items) // limit] for index in range(limit)]
 
 
 def metrics_of(source: DataSource, labels: tuple[str, ...]) -> tuple[Metric, ...]:

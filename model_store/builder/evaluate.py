@@ -9,19 +9,16 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.builder.data import Row, TaskData
+from model_store.builder.data import Row, TaskData, sample
 from model_store.builder.metrics import Metric, Predictions
 from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier
 from model_store.encoding import EncodedText, TextItem
 from model_store.machine import processor
 from model_store.manifest import Artifact, LatencyMeasurement, Precision, Problem
-
-Item = TypeVar("Item")
 
 # Float kernels round differently for other batch shapes; a scale that spans the batch moves logits far more.
 INVARIANCE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
@@ -130,13 +127,6 @@ def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem
                     classifier.run(together[offset : offset + size])
                 times[index, turn, position] = (time.perf_counter() - start) * 1000
     return [float(total) / len(items) for total in np.median(times, axis=1).sum(axis=-1)]
-
-
-def sample(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` items, evenly spaced: the same ones every time."""
-    if count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def largest_difference(first: Logits, second: Logits) -> float:

@@ -14,8 +14,9 @@ from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
 from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
+from model_store.builder.data import sample
 from model_store.builder.errors import ExportError
-from model_store.builder.evaluate import largest_difference, measured, run_classifier, sample, time_alone
+from model_store.builder.evaluate import largest_difference, measured, run_classifier, time_alone
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.operators.export import Parameters
 from model_store.builder.step import Figures, StepContext

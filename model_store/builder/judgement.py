@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
-from model_store.builder.evaluate import predictions_of, run_classifier, sample, tfidf_predictions, times_alone
+from model_store.builder.data import sample
+from model_store.builder.evaluate import predictions_of, run_classifier, tfidf_predictions, times_alone
 from model_store.builder.report import quality_figures, triple
 from model_store.builder.runner import Result, Runner, key_of
 from model_store.builder.step import Figures

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from model_store.builder.batches import Collator, encode_row
+from model_store.builder.data import sample
 from model_store.builder.errors import WeightsError
-from model_store.builder.evaluate import sample
 from model_store.encoding import TextEncoder
 from model_store.manifest import TOKENIZER_FILE
 

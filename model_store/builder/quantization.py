@@ -38,8 +38,9 @@ from model_store.builder.artifacts import (
     read_artifacts,
     write_artifacts,
 )
+from model_store.builder.data import sample
 from model_store.builder.errors import QuantizeError
-from model_store.builder.evaluate import measured, run_classifier, sample, time_alone, times_under_load
+from model_store.builder.evaluate import measured, run_classifier, time_alone, times_under_load
 from model_store.builder.operators.quantize import Candidate, Parameters
 from model_store.builder.per_token import quantize_per_token
 from model_store.builder.step import Figures, StepContext

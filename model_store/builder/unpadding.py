@@ -316,11 +316,9 @@ class _Unpadded:
         del self._graph.node[:]
         self._graph.node.extend(reversed(kept))
         del self._graph.value_info[:]
-        factors = {node.input[0]: node.input[1] for node in kept if node.op_type == "MatMul" and self._is_of_rows(node)}
+        products = [node for node in kept if node.op_type == "MatMul" and node.output[0] in self._rows]
+        factors = {node.input[0]: node.input[1] for node in products}
         for name, weights in factors.items():
             kind = helper.np_dtype_to_tensor_dtype(self._constants[weights].dtype)
             shape = [_ROWS, self._constants[weights].shape[0]]
             self._graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
-
-    def _is_of_rows(self, node: onnx.NodeProto) -> bool:
-        return node.output[0] in self._rows

@@ -23,7 +23,7 @@ from service.comparison.connection import Origin
 from service.comparison.errors import MissingExtraError
 from service.comparison.measure import BLOCKS, PAIRS, Plan, Sample, Side, Sides, check_sides, measure
 from service.comparison.measure import Progress as Advance
-from service.comparison.report import make_folder, table, write_json, write_report
+from service.comparison.report import is_special, make_folder, table, write_json, write_report
 from service.comparison.results import Comparison, Conditions, summarise
 from service.comparison.servers import Server, resolve_served, serving
 from service.comparison.texts import Example, check_examples, read_examples
@@ -65,7 +65,7 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
     console = Console(stderr=json == Path("-"))
     if json is not None and json.is_dir():
         raise typer.BadParameter(f"--json {json} is a folder: name a file")
-    for folder in {out, out if json is None or _is_special(json) else json.parent}:
+    for folder in {out, out if json is None or is_special(json) else json.parent}:
         make_folder(folder)
     examples = read_examples(texts or sys.stdin)
     plan = Plan(pairs=pairs, blocks=blocks)
@@ -83,11 +83,6 @@ def compare(  # noqa: PLR0913 - each argument is one of the command's options
         sys.stdout.write(comparison.model_dump_json(indent=2) + "\n")
     elif json is not None:
         write_json(comparison, json)
-
-
-def _is_special(file: Path) -> bool:
-    """Whether it is a pipe or a device, whose folder is not ours to write into."""
-    return file.exists() and not file.is_file()
 
 
 def _compare(sides: Sides, examples: list[Example], plan: Plan) -> tuple[Comparison, list[Sample]]:

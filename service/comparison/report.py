@@ -118,10 +118,15 @@ def write_json(comparison: Comparison, file: Path) -> None:
     content = comparison.model_dump_json(indent=2) + "\n"
     with _writing(file):
         target = file.resolve()
-        if target.exists() and not target.is_file():  # a pipe, or a device
+        if is_special(target):
             target.write_text(content, encoding="utf-8")
         else:
             write_whole(target, content)
+
+
+def is_special(file: Path) -> bool:
+    """Whether it is a pipe or a device: written into, not replaced, and its folder is not ours."""
+    return file.exists() and not file.is_file()
 
 
 def write_samples(samples: Sequence[Sample], file: Path) -> None:
