@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -131,14 +133,39 @@ def test_a_regression_has_pearsons_correlation_and_no_accuracy_or_agreement() ->
     found = comparison(answers, labels, problem="regression")
     assert found.a.pearson == pytest.approx(1)
     assert found.b.pearson == pytest.approx(0.218, abs=0.001)
-    assert found.retention == found.b.pearson
+    assert found.retention == pytest.approx(found.b.pearson)
     assert (found.a.accuracy, found.agreement, found.mcnemar_p) == (None, None, None)
+
+
+def noisy(labels: Sequence[float], noise: float, seed: int) -> list[float]:
+    return [float(one) for one in np.array(labels) + noise * np.random.default_rng(seed).normal(size=len(labels))]
+
+
+def test_a_regression_that_fits_worse_is_said_to_with_an_interval() -> None:
+    labels = [index % 60 / 10 for index in range(300)]
+    found = comparison({"a": noisy(labels, 0.5, 1), "b": noisy(labels, 1.5, 2)}, labels, problem="regression")
+    assert found.a.pearson is not None
+    assert found.a.pearson_interval is not None
+    assert found.a.pearson_interval[0] < found.a.pearson < found.a.pearson_interval[1]
+    difference = found.pearson_difference
+    assert difference is not None
+    assert found.b.pearson is not None
+    assert difference.value == pytest.approx(found.b.pearson - found.a.pearson)
+    assert difference.low < difference.value < difference.high < 0
+    assert found.conclusions[2].startswith("B's correlation with the labels is lower than A's: -0.")
+
+
+def test_two_regressions_that_fit_alike_show_no_difference() -> None:
+    labels = [index % 60 / 10 for index in range(300)]
+    found = comparison({"a": noisy(labels, 1, 1), "b": noisy(labels, 1, 2)}, labels, problem="regression")
+    assert found.conclusions[2].startswith("No difference in correlation with the labels shown: B differs from A by")
 
 
 def test_a_regression_that_answers_one_number_has_no_correlation() -> None:
     labels = [0.0, 1.0, 2.0, 3.0]
     found = comparison({"a": labels, "b": [0.5] * 4}, labels, problem="regression")
-    assert (found.b.pearson, found.retention) == (None, None)
+    assert (found.b.pearson, found.retention, found.pearson_difference) == (None, None, None)
+    assert len(found.conclusions) == 2
 
 
 @pytest.mark.parametrize("discordant", [(3, 3, 0), (200, 4, 0), (2_000, 5, 0), (2_000, 9, 2), (2_000, 7, 1)])
@@ -269,7 +296,9 @@ def test_a_regressions_table_shows_the_correlation(tmp_path: Path) -> None:
     console = Console(record=True, width=200, file=(tmp_path / "out").open("w"))
     console.print(table(summarise(*given)))
     console.file.close()
-    assert "Pearson's r" in console.export_text()
+    text = console.export_text()
+    assert re.search(r"Pearson's r .* 1\.0000 \[1\.0000, 1\.0000\] .* –", text)
+    assert "retention" in text
 
 
 def test_several_labels_are_joined_in_the_samples(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Problem
-from model_store.statistics import Estimate, difference_of_proportions, mcnemar, proportion
+from model_store.statistics import Estimate, difference_of_proportions, mcnemar, paired_bootstrap, proportion
 from service.comparison.measure import Answer, Key
 from service.comparison.texts import Label
 
@@ -53,24 +53,33 @@ class Quality:
         a, b = self._right("a"), self._right("b")
         return None if a is None or b is None else mcnemar(*_only(a, b))
 
-    def pearson(self, key: Key) -> float | None:
+    def pearson(self, key: Key) -> Estimate | None:
         """Pearson's correlation with the labels; None where it is not defined (fewer than 3 texts, or all alike)."""
-        if not self._regression or len(self.labelled) < 3:
+        numbers = self._numbers(key)
+        return None if numbers is None else paired_bootstrap(_correlation, *numbers)
+
+    def pearson_difference(self) -> Estimate | None:
+        """B's correlation with the labels minus A's, on the same texts."""
+        a, b = self._numbers("a"), self._numbers("b")
+        if a is None or b is None:
             return None
-        wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
-        given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
-        if _alike(wanted) or _alike(given):
-            return None
-        return float(np.corrcoef(wanted, given)[0, 1])
+        return paired_bootstrap(lambda wanted, a, b: _correlation(wanted, b) - _correlation(wanted, a), *a, b[1])
 
     def retention(self) -> float | None:
         """B's accuracy, or correlation, ÷ A's; None where A's is not above zero, or not known."""
         if self._regression:
             before, after = self.pearson("a"), self.pearson("b")
         else:
-            a, b = self._right("a"), self._right("b")
-            before, after = (None, None) if a is None or b is None else (float(a.mean()), float(b.mean()))
-        return after / before if before is not None and before > 0 and after is not None else None
+            before, after = self.accuracy("a"), self.accuracy("b")
+        return after.value / before.value if before is not None and before.value > 0 and after is not None else None
+
+    def _numbers(self, key: Key) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """The labels and a model's answers to their texts; None where no correlation of them is defined."""
+        if not self._regression or len(self.labelled) < 3:
+            return None
+        wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
+        given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
+        return None if _alike(wanted) or _alike(given) else (wanted, given)
 
     def _right(self, key: Key) -> NDArray[np.bool_] | None:
         """Whether each labelled text was answered with its label, by name; None where there is nothing to say."""
@@ -82,6 +91,13 @@ class Quality:
 def _only(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int]:
     """How many only the first is right about, and how many only the second."""
     return int((first & ~second).sum()), int((second & ~first).sum())
+
+
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Pearson's; not a number for a resample that is all alike."""
+    if _alike(first) or _alike(second):
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _alike(numbers: NDArray[np.float64]) -> bool:

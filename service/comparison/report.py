@@ -24,7 +24,8 @@ _METHOD = """\
 Closed loop over keep-alive connections, after a warm-up. At 1 connection requests alternate A B, B A, …; at {many} \
 connections blocks of the same texts in the same order alternate in the same way. Brackets hold 95 % intervals: \
 latencies from order statistics, the speed-up from a paired bootstrap of {pairs} pairs of requests, the ratio of \
-throughputs from Student's distribution over blocks, shares from Wilson's score, differences from Bonett and Price's. \
+throughputs from Student's distribution over blocks, shares from Wilson's score, differences from Bonett and Price's, \
+correlations from a bootstrap of texts. \
 Accuracy, agreement and throughput come from the same answers. Load: {generator}."""
 
 
@@ -43,7 +44,8 @@ def rows(comparison: Comparison) -> list[Row]:
         both.append(("retention", lambda _: "", _percent(comparison.retention)))
         both.append(("McNemar's p", lambda _: "", f"{comparison.mcnemar_p:.3g}"))
     if a.pearson is not None or b.pearson is not None:
-        both.append(("Pearson's r", lambda model: _number(model.pearson), _percent(comparison.retention) + " retained"))
+        both.append(("Pearson's r", _pearson, _correlations(comparison.pearson_difference)))
+        both.append(("retention", lambda _: "", _percent(comparison.retention)))
     if comparison.agreement is not None:
         both.append(("agreement", lambda _: "", _agreement(comparison)))
     for connections in a.connections:
@@ -162,10 +164,17 @@ def _throughput(connections: str) -> Callable[[ModelFigures], str]:
 
 
 def _accuracy(model: ModelFigures) -> str:
-    if model.accuracy is None or model.accuracy_interval is None:
+    return _with_interval(model.accuracy, model.accuracy_interval)
+
+
+def _pearson(model: ModelFigures) -> str:
+    return _with_interval(model.pearson, model.pearson_interval)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
         return "–"
-    low, high = model.accuracy_interval
-    return f"{model.accuracy:.4f} [{low:.4f}, {high:.4f}]"
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _agreement(comparison: Comparison) -> str:
@@ -186,12 +195,14 @@ def _points(difference: Estimate | None) -> str:
     return f"{100 * difference.value:+.2f} points [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
 
 
+def _correlations(difference: Estimate | None) -> str:
+    if difference is None:
+        return ""
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _threads(count: int) -> str:

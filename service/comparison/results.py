@@ -51,6 +51,7 @@ class ModelFigures(Figures):
     accuracy: float | None
     accuracy_interval: tuple[float, float] | None
     pearson: float | None
+    pearson_interval: tuple[float, float] | None
     resident_bytes: int | None
     connections: dict[str, LoadFigures]
 
@@ -64,7 +65,8 @@ class Comparison(Figures):
         size_ratio: bytes of A's file ÷ those of B's.
         agreement: share of texts on which both give the same label; null for regressions.
         retention: B's accuracy (for regressions: Pearson correlation) ÷ A's.
-        accuracy_difference: B's accuracy minus A's, on the same texts.
+        accuracy_difference: B's accuracy minus A's, on the same texts; null for regressions.
+        pearson_difference: for regressions, B's correlation with the labels minus A's, on the same texts.
         mcnemar_p: exact two-sided p-value of both being right equally often.
     """
 
@@ -77,6 +79,7 @@ class Comparison(Figures):
     agreement_interval: tuple[float, float] | None
     retention: float | None
     accuracy_difference: Estimate | None
+    pearson_difference: Estimate | None
     mcnemar_p: float | None
     texts: int
     labelled: int
@@ -115,13 +118,14 @@ def summarise(
     throughput_ratio = ratio_of_rounds(block_seconds["a"], block_seconds["b"])
     figures: dict[Key, ModelFigures] = {}
     for key, side in zip(_KEYS, sides, strict=True):
-        accuracy = quality.accuracy(key)
+        accuracy, pearson = quality.accuracy(key), quality.pearson(key)
         figures[key] = ModelFigures(
             reference=side.reference,
             **side.served.model_dump(include={"id", "version", "file", "precision", "provider", "threads", "bytes"}),
             accuracy=accuracy.value if accuracy else None,
             accuracy_interval=accuracy.interval if accuracy else None,
-            pearson=quality.pearson(key),
+            pearson=pearson.value if pearson else None,
+            pearson_interval=pearson.interval if pearson else None,
             resident_bytes=conditions.resident[key],
             connections={
                 "1": _load_figures(latencies[key], float(latencies[key].sum())),
@@ -129,6 +133,10 @@ def summarise(
             },
         )
     difference, agreement, mcnemar_p = quality.difference(), quality.agreement(), quality.mcnemar_p()
+    pearson_difference = quality.pearson_difference()
+    conclusions = [*conclude(speedup, throughput_ratio, many, difference, mcnemar_p)]
+    if pearson_difference is not None:
+        conclusions.append(_conclude_correlation(pearson_difference))
     return Comparison(
         a=figures["a"],
         b=figures["b"],
@@ -139,10 +147,11 @@ def summarise(
         agreement_interval=agreement.interval if agreement else None,
         retention=quality.retention(),
         accuracy_difference=difference,
+        pearson_difference=pearson_difference,
         mcnemar_p=mcnemar_p,
         texts=len(examples),
         labelled=len(quality.labelled),
-        conclusions=(*conclude(speedup, throughput_ratio, many, difference, mcnemar_p), *_unshared_labels(sides)),
+        conclusions=(*conclusions, *_unshared_labels(sides)),
         machine=conditions.machine,
         threads={"a": figures["a"].threads, "b": figures["b"].threads, "usable_cores": conditions.machine.usable_cores},
         generator="closed loop, one process"
@@ -173,6 +182,13 @@ def conclude(
         else:
             sentences.append(f"B is {'more' if difference.value > 0 else 'less'} accurate than A: {points}.")
     return tuple(sentences)
+
+
+def _conclude_correlation(difference: Estimate) -> str:
+    figure = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    if difference.low <= 0 <= difference.high:
+        return f"No difference in correlation with the labels shown: B differs from A by {figure}."
+    return f"B's correlation with the labels is {'higher' if difference.value > 0 else 'lower'} than A's: {figure}."
 
 
 def _unshared_labels(sides: Sides) -> tuple[str, ...]:
