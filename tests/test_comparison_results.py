@@ -301,6 +301,15 @@ def test_a_regressions_table_shows_the_correlation(tmp_path: Path) -> None:
     assert "retention" in text
 
 
+def test_a_regressions_correlation_is_drawn_against_latency(tmp_path: Path) -> None:
+    labels = [float(index) for index in range(20)]
+    given = arguments({"a": labels, "b": noisy(labels, 3, 1)}, labels, "regression", {"a": 0.02, "b": 0.01})
+    write_report(summarise(*given), given[2], tmp_path)
+    assert (tmp_path / "correlation.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "accuracy.png").exists()
+    assert "![correlation](correlation.png)" in (tmp_path / "report.md").read_text()
+
+
 def test_several_labels_are_joined_in_the_samples(tmp_path: Path) -> None:
     answers: dict[Key, Sequence[Answer]] = {"a": [("x", "y")] * 8, "b": [("x",)] * 8}
     given = arguments(answers, [("x",)] * 8, "multi_label", {"a": 0.02, "b": 0.01})

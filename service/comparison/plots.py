@@ -1,4 +1,4 @@
-"""The pictures of a comparison: latency distributions, and accuracy against latency."""
+"""The pictures of a comparison: latency distributions, and accuracy or correlation against latency."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_store.statistics import Estimate
 from service.comparison.measure import Sample
-from service.comparison.results import Comparison
+from service.comparison.results import Comparison, ModelFigures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LATENCY_PLOT = "latency.png"
 ACCURACY_PLOT = "accuracy.png"
+CORRELATION_PLOT = "correlation.png"
 _COLOURS = {"a": "#4c566a", "b": "#c0562b"}
 
 
@@ -28,12 +30,27 @@ def write_plots(comparison: Comparison, samples: Sequence[Sample], folder: Path)
     for axes, connections in zip(np.atleast_1d(panels), comparison.a.connections, strict=True):
         _draw_latencies(axes, comparison, samples, int(connections))
     latency.savefig(folder / LATENCY_PLOT, dpi=120)
-    if comparison.a.accuracy is None or comparison.b.accuracy is None:
-        return [LATENCY_PLOT]
-    accuracy = Figure(figsize=(5.5, 4), layout="constrained")
-    _draw_accuracy(accuracy.subplots(), comparison)
-    accuracy.savefig(folder / ACCURACY_PLOT, dpi=120)
-    return [LATENCY_PLOT, ACCURACY_PLOT]
+    plots = [LATENCY_PLOT]
+    for name, what, shown in ((ACCURACY_PLOT, "accuracy", _accuracy), (CORRELATION_PLOT, "Pearson's r", _pearson)):
+        a, b = shown(comparison.a), shown(comparison.b)
+        if a is not None and b is not None:
+            quality = Figure(figsize=(5.5, 4), layout="constrained")
+            _draw_quality(quality.subplots(), comparison, what, (a, b))
+            quality.savefig(folder / name, dpi=120)
+            plots.append(name)
+    return plots
+
+
+def _accuracy(model: ModelFigures) -> Estimate | None:
+    return _estimate(model.accuracy, model.accuracy_interval)
+
+
+def _pearson(model: ModelFigures) -> Estimate | None:
+    return _estimate(model.pearson, model.pearson_interval)
+
+
+def _estimate(value: float | None, interval: tuple[float, float] | None) -> Estimate | None:
+    return None if value is None or interval is None else Estimate(value, *interval)
 
 
 def _draw_latencies(axes: Axes, comparison: Comparison, samples: Sequence[Sample], connections: int) -> None:
@@ -54,17 +71,15 @@ def _draw_latencies(axes: Axes, comparison: Comparison, samples: Sequence[Sample
     axes.legend(loc="lower right", fontsize="small")
 
 
-def _draw_accuracy(axes: Axes, comparison: Comparison) -> None:
-    """Accuracy against median latency at one connection, with 95 % intervals."""
-    for key, model in (("a", comparison.a), ("b", comparison.b)):
-        if model.accuracy is None or model.accuracy_interval is None:
-            continue
+def _draw_quality(axes: Axes, comparison: Comparison, what: str, shown: tuple[Estimate, Estimate]) -> None:
+    """A figure of quality against median latency at one connection, with 95 % intervals."""
+    for key, model, quality in zip(("a", "b"), (comparison.a, comparison.b), shown, strict=True):
         load = model.connections["1"]
         axes.errorbar(
             [load.p50_ms],
-            [model.accuracy],
+            [quality.value],
             xerr=_bars(load.p50_ms, load.p50_ms_interval),
-            yerr=_bars(model.accuracy, model.accuracy_interval),
+            yerr=_bars(quality.value, quality.interval),
             fmt="o",
             capsize=4,
             color=_COLOURS[key],
@@ -72,7 +87,7 @@ def _draw_accuracy(axes: Axes, comparison: Comparison) -> None:
         )
     axes.set_xlim(left=0)
     axes.set_xlabel("median latency at 1 connection, ms")
-    axes.set_ylabel(f"accuracy on {comparison.labelled} texts")
+    axes.set_ylabel(f"{what} on {comparison.labelled} texts")
     axes.legend(fontsize="small")
 
 
