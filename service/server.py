@@ -222,15 +222,15 @@ class Server(uvicorn.Server):
         """It went down by itself, since no worker could answer any more."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Begin the farewell at the first signal; at the second, cut it short; while starting, end when started.
+        """Begin the farewell at the first signal; at the second, cut it short; while it starts, end at once.
 
-        One of several processes is not cut short by signals: its parent kills it if it takes too long.
+        While models load nothing is in flight, and nothing has been written that is not whole. One of several
+        processes is not cut short by signals: its parent kills it if it takes too long.
 
         It may interrupt this thread anywhere, also where it holds the log's lock: it takes none and logs nothing.
         """
         if not self.started:
-            self.should_exit = True
-            return
+            os._exit(0)  # an exception would have to find its way out of whatever a load is in
         if self._leave_at < math.inf:
             # A service manager tells every process of a group, and the parent tells its own again.
             if multiprocessing.parent_process() is None:

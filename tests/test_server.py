@@ -91,10 +91,10 @@ def free_port() -> int:
         return port
 
 
-@contextlib.contextmanager
-def server(
+def started(
     store: ModelStore, folder: Path, *, tls: ssl.SSLContext | None = None, before: str = "", **settings: str
-) -> Iterator[RunningServer]:
+) -> RunningServer:
+    """A server whose process has been started, ready or not."""
     program = folder / "program.py"
     program.write_text(before + _PROGRAM)
     port = free_port()
@@ -108,7 +108,16 @@ def server(
     process = subprocess.Popen(
         [sys.executable, str(program)], env=environment, stderr=subprocess.PIPE, text=True, cwd=folder
     )
-    running = RunningServer(process, port, tls)
+    return RunningServer(process, port, tls)
+
+
+@contextlib.contextmanager
+def server(
+    store: ModelStore, folder: Path, *, tls: ssl.SSLContext | None = None, before: str = "", **settings: str
+) -> Iterator[RunningServer]:
+    """A server that is ready, ended at the end of the block."""
+    running = started(store, folder, tls=tls, before=before, **settings)
+    process = running.process
     try:
         give_up = time.monotonic() + 30
         while True:
@@ -167,6 +176,26 @@ def test_an_answer_other_than_200_is_not_ready(answer: bytes, ready: bool) -> No
 def test_sigint_ends_it_as_well(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
     with server(store, tmp_path) as running:
         assert running.stop(signal.SIGINT)[0] == 0
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_still_loads_ends_at_once(
+    store: ModelStore, tiny: ModelId, tmp_path: Path, processes: str, number: int
+) -> None:
+    endless = (
+        "import sys, threading\nfrom service.loading import Loader\n"
+        "def load(self, model):\n    print('loading', file=sys.stderr, flush=True)\n    threading.Event().wait()\n"
+        "Loader.__call__ = load\n"
+    )
+    running = started(store, tmp_path, before=endless, processes=processes)
+    assert running.process.stderr is not None
+    for _ in range(int(processes)):
+        while running.process.stderr.readline() != "loading\n":
+            assert running.process.poll() is None
+    begun = time.monotonic()
+    assert running.stop(number)[0] == 0
+    assert time.monotonic() - begun < 15  # a load is waited for twice as long
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
