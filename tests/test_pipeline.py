@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from model_store.builder.documents import apply_override
-from model_store.builder.errors import BuildExtraError, DataError, GateFailedError, LaunchError, RecipeError
+from model_store.builder.errors import (
+    BuildExtraError,
+    DataError,
+    GateFailedError,
+    LaunchError,
+    RecipeError,
+    WeightsError,
+)
 from model_store.builder.operators.quantize import ALL_CANDIDATES
 from model_store.builder.pipeline import Build, build, check_installation, make_plan
 from model_store.builder.recipe import Recipe, resolve
@@ -197,6 +204,28 @@ def test_what_can_not_work_is_refused_before_anything_is_trained(
     with pytest.raises(RecipeError) as refusal:
         make_plan(changed(document, folder, override))
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"model_type": "albert", "num_hidden_groups": 1}, "AlbertForSequenceClassification has 0 lists of 4 layers"),
+        ({"model_type": "vit"}, "transformers can't make a classifier of"),
+        ({"model_type": "unheard-of"}, "transformers can't make a classifier of"),
+    ],
+)
+def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_trained(
+    document: dict[str, Any], folder: Path, tmp_path: Path, architecture: dict[str, Any], message: str
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(folder / document["predecessor"]["path"], weights)
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps(config | architecture))
+    recipe = changed(document, folder, f"predecessor.path={weights}")
+    with pytest.raises(WeightsError, match=message) as refusal:
+        build(recipe, ModelStore(tmp_path / "store"), tmp_path / "work", Recorder())
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "work" / "steps").exists()
 
 
 def test_missing_packages_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> 
     with using(work, alone=True):
         plan = make_plan(recipe)
         progress.note(plan.summary)
+        _check_architecture(plan)
         runner = Runner(work, progress)
         first = recipe.own_predecessor_steps
         trained = plan.run(runner, plan.start, recipe.steps[:first])
@@ -194,6 +195,14 @@ def _check_recipe(recipe: Recipe, weights: PretrainedInfo, train_rows: int | Non
             step.check_rows(train_rows or 0)
         except RecipeError as error:
             raise RecipeError(f"steps.{index}.{error}") from error
+
+
+def _check_architecture(plan: Plan) -> None:
+    from model_store.builder.layers import check_architecture
+
+    before = plan.weights.shape
+    after = plan.recipe.check_steps(before)
+    check_architecture(plan.weights.folder, replaced=after.layers != before.layers)
 
 
 def check_installation() -> None:
