@@ -4,6 +4,9 @@
 class SuccessorError(Exception):
     """Base of all expected errors: the command line prints it as one line and exits with 1."""
 
+    param: str | None = None
+    """The field of a request that is wrong, where that is known."""
+
 
 class StoreError(SuccessorError):
     """Something about the model store, or a version in it, is not as asked for."""

@@ -148,15 +148,13 @@ class Keyring:
             NotPermittedError: the key lacks the scope.
             RateLimitedError: the key has asked more often than it may.
         """
-        key = key_of(headers)
-        if not key:
-            if permission in self._anonymous:
+        keys = keys_of(headers)
+        if not keys:
+            if self.lets_anybody(permission):
                 return ""
             raise AuthenticationError("send an API key: header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
-        digest = hashlib.sha256(key).digest()
-        holder = self._holders.get(digest[:_FINDING])
-        known = hmac.compare_digest(digest, _UNKNOWN if holder is None else holder.digest)
-        if holder is None or not known:
+        holder = next((found for key in keys if (found := self._holder_of(key)) is not None), None)
+        if holder is None:
             raise AuthenticationError("the API key is not known here: it is wrong or was revoked")
         entry = holder.entry
         if permission not in entry.scopes:
@@ -169,6 +167,16 @@ class Keyring:
                     retry_after_s=wait_s,
                 )
         return entry.name
+
+    def lets_anybody(self, permission: Permission) -> bool:
+        """Whether callers without a key may do it."""
+        return permission in self._anonymous
+
+    def _holder_of(self, key: bytes) -> _Holder | None:
+        digest = hashlib.sha256(key).digest()
+        holder = self._holders.get(digest[:_FINDING])
+        known = hmac.compare_digest(digest, _UNKNOWN if holder is None else holder.digest)
+        return holder if known else None
 
     def refresh(self) -> None:
         """Take over what the file says now; one that is gone or not valid changes nothing, and is logged once."""
@@ -218,9 +226,8 @@ class Keyring:
         return None if self._shared_dir is None else self._shared_dir / f"rate-{sha256[:32]}-{rate:g}"
 
 
-def key_of(headers: Mapping[bytes, bytes]) -> bytes:
-    """The key that a request carries, in either of two headers; empty if there is none."""
+def keys_of(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """What may be a request's key: either of two headers may be there for somebody else, such as a gateway."""
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return credentials.strip()
-    return headers.get(b"x-api-key", b"")
+    bearer = credentials.strip() if scheme.lower() == b"bearer" else b""
+    return [key for key in (bearer, headers.get(b"x-api-key", b"")) if key]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -42,7 +41,7 @@ from service.background import on_own_thread
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
-from service.errors import ROUTING, InvalidRequestError, Outcome
+from service.errors import ROUTING, Outcome
 from service.loading import Loader
 from service.metrics import Metrics
 from service.registry import Registry
@@ -86,7 +85,6 @@ def create_app(
     app.add_middleware(Envelope, dialect_of=TABLE.dialect_of)
     app.add_exception_handler(SuccessorError, _expected)
     app.add_exception_handler(HTTPException, _unrouted)
-    app.add_exception_handler(RequestValidationError, _invalid)
     document(app, keys=settings.api_keys_file is not None)
     if settings.cors_origins:
         # Outermost: a preflight carries no key, and refusals must be readable too.
@@ -241,7 +239,7 @@ def document(app: FastAPI, *, keys: bool) -> None:
             schema = generate()
             paths, schemas = describe(TABLE)
             for operation in (one for path in schema["paths"].values() for one in path.values()):
-                # FastAPI's own shape of a refusal, which `_invalid` has replaced.
+                # FastAPI's own shape of a refusal: bodies are read by our own code.
                 if operation["responses"].pop("422", None) is not None:
                     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
                     operation["responses"]["400"] = {"description": "not as described here", "content": content}
@@ -281,10 +279,3 @@ def _response(reply: Reply) -> Response:
     response = Response(reply.body, status_code=reply.status, media_type=reply.content_type.decode())
     response.raw_headers.extend(reply.headers)
     return response
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:]) or None
-    return await _expected(request, InvalidRequestError(f"{where or 'the body'}: {first['msg']}", param=where))

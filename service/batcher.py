@@ -58,6 +58,8 @@ class Job:
     """Where its texts are cut; the manifest's unless given."""
     departed: bool = False
     """Nobody waits any more: answered, the caller has gone, the deadline has passed, or another of its texts failed."""
+    failed: int | None = None
+    """Which of its texts did, if one did."""
 
 
 @dataclass(slots=True, eq=False)

@@ -47,7 +47,7 @@ def new(
     """Make a key, add its digest to the file and print the key, which nobody can read again."""
     from service.access import KeysFileError, digest_of, new_key
 
-    key, scopes = new_key(), [one.value for one in scope or [Scope.INFER]]
+    key, scopes = new_key(), [one.value for one in dict.fromkeys(scope or [Scope.INFER])]
     entry: dict[str, object] = {
         "name": name,
         "sha256": digest_of(key),

@@ -258,8 +258,7 @@ class Engine:
         if job.departed:
             return
         if isinstance(outcome, SuccessorError):
-            if len(job.answers) > 1:
-                outcome.args = (f"input[{item.index}]: {outcome}",)
+            job.failed = item.index
             self._end(job, outcome)
             return
         job.answers[item.index] = Answer(

@@ -111,7 +111,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least level that is logged"
     )
-    log_requests: bool = Field(default=False, description="one log line for every request, not only for failed ones")
+    log_requests: bool = Field(
+        default=False, description="one log line for every request, not only for the server's failures"
+    )
 
     @field_validator("port", mode="before")
     @classmethod

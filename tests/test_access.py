@@ -14,12 +14,13 @@ import structlog
 
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
-from service.access import KeyEntry, Keyring, KeysFileError, Permission, digest_of, key_of, new_key, parse_keys
+from service.access import KeyEntry, Keyring, KeysFileError, Permission, digest_of, keys_of, new_key, parse_keys
 from service.api.dialects import TABLE
 from service.app import create_app
 from service.errors import AuthenticationError, NotPermittedError, RateLimitedError
 from service.settings import load_settings
 from tests.keys import BEARER, KEY, entry, write_keys
+from tests.tiny import make_tiny_version
 from tests.web import WebClient, running_app
 
 
@@ -79,20 +80,31 @@ def test_a_server_does_not_start_without_the_keys_that_it_was_told_of(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("headers", "key"),
+    ("headers", "keys"),
     [
-        ({b"authorization": b"Bearer k"}, b"k"),
-        ({b"authorization": b"bearer  k "}, b"k"),
-        ({b"x-api-key": b"k"}, b"k"),
-        ({b"authorization": b"Basic abc", b"x-api-key": b"k"}, b"k"),
-        ({b"authorization": b"Bearer k", b"x-api-key": b"other"}, b"k"),
-        ({b"authorization": b"k"}, b""),
-        ({b"authorization": b"Bearer"}, b""),
-        ({}, b""),
+        ({b"authorization": b"Bearer k"}, [b"k"]),
+        ({b"authorization": b"bearer  k "}, [b"k"]),
+        ({b"x-api-key": b"k"}, [b"k"]),
+        ({b"authorization": b"Basic abc", b"x-api-key": b"k"}, [b"k"]),
+        ({b"authorization": b"Bearer ", b"x-api-key": b"k"}, [b"k"]),
+        ({b"authorization": b"Bearer k", b"x-api-key": b"other"}, [b"k", b"other"]),
+        ({b"authorization": b"k"}, []),
+        ({b"authorization": b"Bearer"}, []),
+        ({}, []),
     ],
 )
-def test_a_key_comes_in_either_of_two_headers(headers: dict[bytes, bytes], key: bytes) -> None:
-    assert key_of(headers) == key
+def test_a_key_comes_in_either_of_two_headers(headers: dict[bytes, bytes], keys: list[bytes]) -> None:
+    assert keys_of(headers) == keys
+
+
+@pytest.mark.parametrize("header", [b"authorization", b"x-api-key"])
+def test_a_header_that_is_for_somebody_else_does_not_hide_a_key(tmp_path: Path, header: bytes) -> None:
+    ring = Keyring(write_keys(tmp_path / "keys.json", entry("mine", "infer", name="me"), anonymous=("infer",)))
+    both = {b"authorization": b"Bearer mine", b"x-api-key": b"mine"}
+    stranger = {b"authorization": b"Bearer a.gateway's.token", b"x-api-key": b"a gateway's"}
+    assert ring.admit(both | {header: stranger[header]}, "infer") == "me"
+    with pytest.raises(AuthenticationError):
+        ring.admit(stranger, "infer")
 
 
 def test_a_key_may_do_what_its_scopes_say_and_nothing_else(tmp_path: Path) -> None:
@@ -264,7 +276,17 @@ ROUTES: dict[str, tuple[str, str, object, Permission]] = {
     "promote": ("PUT", "/v1/admin/models/tiny/aliases/x", {"version": 1}, "admin"),
     "metrics": ("GET", "/metrics", None, "metrics"),
 }
-OPEN = ("/health", "/health/live", "/health/ready", "/v2", "/v2/health/live", "/v2/health/ready", "/openapi.json")
+OPEN = (
+    "/",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/openapi.json",
+    "/ping",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+)
 
 
 @pytest.fixture
@@ -327,6 +349,38 @@ def test_health_and_the_description_need_no_key(guarded: WebClient, path: str) -
     assert guarded.get(path).status_code == 200
 
 
+def is_open(method: str, path: str) -> bool:
+    """Whether a route asks for no key; one path has both kinds."""
+    return path in OPEN and (path, method.upper()) != ("/", "POST")
+
+
+def test_health_names_no_model_where_models_need_a_key(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    broken = make_tiny_version(store, "broken")
+    (store.root / "broken" / str(broken.version) / "tokenizer.json").write_text("{}")
+    for path, shown in (
+        (write_keys(tmp_path / "closed.json"), False),
+        (write_keys(tmp_path / "open.json", anonymous=("infer",)), True),
+    ):
+        with running_app(create_app(load_settings(store_dir=store.root, threads=1, api_keys_file=path))) as client:
+            answer = client.get("/health/ready")
+            assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+            assert ("tiny" in answer.text, "broken" in answer.text) == (shown, shown)
+            client.service.registry.table.models.clear()
+            for route in ("/health/ready", "/v2/health/ready", "/health"):
+                answer = client.get(route)
+                assert answer.status_code == 503
+                assert ("no model is loaded: the log says why" in answer.text) is not shown, route
+
+
+def test_who_asks_too_often_is_no_failure_of_the_server(guarded: WebClient) -> None:
+    headers = {"x-api-key": "slow-key"}
+    method, path, body, _ = ROUTES["open inference"]
+    guarded.request(method, path, json=body, headers=headers)
+    with structlog.testing.capture_logs() as logs:
+        answer = guarded.request(method, path, json=body, headers=headers)
+    assert (answer.status_code, logs) == (429, [])
+
+
 def test_every_route_of_the_table_is_either_open_or_asks_for_a_key(guarded: WebClient) -> None:
     """A route that somebody adds without a thought is found here."""
     described = guarded.get("/openapi.json").json()["paths"]
@@ -335,14 +389,14 @@ def test_every_route_of_the_table_is_either_open_or_asks_for_a_key(guarded: WebC
     assert len(routes) > 25
     for method, path in routes:
         answer = guarded.request(method, path.replace("{", "").replace("}", ""))
-        assert (answer.status_code == 401) == (path not in OPEN), f"{method} {path}: {answer.status_code}"
+        assert (answer.status_code == 401) == (not is_open(method, path)), f"{method} {path}: {answer.status_code}"
 
 
 def test_the_description_says_which_routes_ask_for_a_key(guarded: WebClient) -> None:
     for path, operations in guarded.get("/openapi.json").json()["paths"].items():
         for method, operation in operations.items():
-            assert ("security" in operation) == (path not in OPEN), f"{method} {path}"
-            assert ("401" in operation["responses"]) == (path not in OPEN), f"{method} {path}"
+            assert ("security" in operation) == (not is_open(method, path)), f"{method} {path}"
+            assert ("401" in operation["responses"]) == (not is_open(method, path)), f"{method} {path}"
 
 
 def test_a_body_is_not_read_for_a_caller_who_is_not_let_in(guarded: WebClient) -> None:

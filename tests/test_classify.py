@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import math
@@ -16,6 +17,7 @@ from model_store.manifest import TOKENIZER_FILE, ModelId
 from model_store.store import ModelStore
 from service.api.classify_schema import ClassifyAnswer
 from service.app import create_app
+from service.batcher import Job
 from service.settings import load_settings
 from tests.tiny import TinyWeights
 from tests.web import WebClient, running_app
@@ -159,7 +161,24 @@ def test_a_long_text_is_cut_from_the_side_that_is_asked_for(client: WebClient) -
 
 
 def test_a_long_text_is_refused_where_truncation_is_not_wanted(client: WebClient) -> None:
-    assert_refused(classify(client, ["good", "good " * 60], truncate=False), 400, "text_too_long", "input[1]: ")
+    answer = classify(client, ["good", "good " * 60], truncate=False)
+    assert_refused(answer, 400, "text_too_long", "the text has ", "input[1]")
+
+
+def test_a_request_that_failed_is_let_go_of_at_once(client: WebClient) -> None:
+    def kept() -> int:
+        return sum(type(one) is Job for one in gc.get_objects())
+
+    classify(client, "")
+    gc.collect()
+    gc.disable()
+    try:
+        before = kept()
+        for _ in range(10):
+            assert_refused(classify(client, ""), 400, "invalid_text", "", "input[0]")
+        assert kept() <= before + 1
+    finally:
+        gc.enable()
 
 
 def assert_refused(response: Response, status: int, code: str, message: str, param: str | None = None) -> None:

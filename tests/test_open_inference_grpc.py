@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
@@ -257,7 +258,8 @@ def test_models_and_the_server_describe_themselves(client: GrpcClient) -> None:
     for name, count in (("tiny", 1), ("", 5)):
         statistics = client.call("ModelStatistics", MESSAGES["ModelStatisticsRequest"](name=name)).model_stats
         assert len(statistics) == count
-    missing = client.refused("ModelReady", MESSAGES["ModelReadyRequest"](name="nobody"))
+    assert not client.call("ModelReady", MESSAGES["ModelReadyRequest"](name="nobody")).ready
+    missing = client.refused("ModelMetadata", MESSAGES["ModelMetadataRequest"](name="nobody"))
     assert missing.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -433,6 +435,150 @@ def test_a_connection_without_calls_is_closed(store: ModelStore, tiny: ModelId) 
             assert file.read()  # until it is closed
 
 
+def half_call(address: str, method: str, **settings: Any) -> Any:  # noqa: ANN401 - gRPC has no types
+    """The code and sentence that a call ends with whose client sends no message and does not say that there is none."""
+
+    async def ask(channel: Any) -> tuple[str, str]:  # noqa: ANN401 - as above
+        call = channel.stream_stream(f"/{SERVICE}/{method}")(**settings)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await asyncio.wait_for(call.read(), 20)
+        return (await call.code()).name, await call.details()
+
+    return ask
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive", "ModelStreamInfer"])
+def test_a_call_whose_message_does_not_come_is_given_up(store: ModelStore, tiny: ModelId, method: str) -> None:
+    for client in client_of(store, receive_timeout_ms=50):
+        code, sentence = client.run(half_call(client.address, method))
+        assert (code, sentence) == ("DEADLINE_EXCEEDED", "no message came within 50 ms: call again")
+        assert 'successor_refusals_total{reason="request_timeout"} 1.0' in client.web.get("/metrics").text
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "RepositoryModelUnload"])
+def test_a_caller_without_a_key_is_refused_before_a_message_comes(
+    store: ModelStore, tiny: ModelId, tmp_path: Path, method: str
+) -> None:
+    for client in client_of(store, api_keys_file=write_keys(tmp_path / "keys.json", entry(KEY, "infer", "admin"))):
+        code, sentence = client.run(half_call(client.address, method))
+        assert code == "UNAUTHENTICATED"
+        assert "send an API key" in sentence
+
+
+def test_a_stream_that_asks_for_nothing_more_is_closed(store: ModelStore, tiny: ModelId) -> None:
+    async def ask_once(channel: Any) -> list[str]:  # noqa: ANN401 - as above
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
+            response_deserializer=MESSAGES["ModelStreamInferResponse"].FromString,
+        )()
+        await call.write(request(["dull"]))
+        answer = await call.read()
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await asyncio.wait_for(call.read(), 20)
+        return [answer.error_message, (await call.code()).name]
+
+    for client in client_of(store, keep_alive_ms=1_000):
+        assert client.run(ask_once) == ["", "DEADLINE_EXCEEDED"]
+
+
+@pytest.mark.parametrize(("data", "sentence"), [(b"\xff", "is no ModelInferRequest"), (None, "before its message")])
+def test_what_is_no_message_is_refused(client: GrpcClient, data: bytes | None, sentence: str) -> None:
+    async def ask(channel: Any) -> tuple[str, str]:  # noqa: ANN401 - as above
+        call = channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter([] if data is None else [data]))
+        return (await call.code()).name, await call.details()
+
+    code, said = client.run(ask)
+    assert code == "INVALID_ARGUMENT"
+    assert sentence in said
+
+
+def test_a_stream_goes_on_after_what_is_no_message(client: GrpcClient) -> None:
+    async def stream(channel: Any) -> list[str]:  # noqa: ANN401 - as above
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer", response_deserializer=MESSAGES["ModelStreamInferResponse"].FromString
+        )
+        return [answer.error_message async for answer in call(iter([b"\xff", request(["dull"]).SerializeToString()]))]
+
+    assert client.run(stream) == ["the message is no ModelInferRequest", ""]
+
+
+def test_each_request_of_a_stream_counts_for_the_rate_of_its_key(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    async def stream(channel: Any) -> list[str]:  # noqa: ANN401 - as above
+        call = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=Request.SerializeToString,
+            response_deserializer=MESSAGES["ModelStreamInferResponse"].FromString,
+        )
+        three = iter([request(["dull"])] * 3)
+        return [answer.error_message async for answer in call(three, metadata=(("x-api-key", "slow"),))]
+
+    keys = write_keys(tmp_path / "keys.json", entry("slow", "infer", requests_per_second=0.001))
+    for client in client_of(store, api_keys_file=keys):
+        first, second, third = client.run(stream)
+        assert first == ""
+        assert "requests a second: wait" in second
+        assert "requests a second: wait" in third
+
+
+def test_what_was_refused_is_let_go_of_at_once(store: ModelStore, tiny: ModelId) -> None:
+    def kept() -> int:
+        return sum(type(one).__name__ == "_Call" for one in gc.get_objects())
+
+    for client in client_of(store):
+        client.refused("ModelInfer", request([""], "nobody"))
+        gc.collect()
+        gc.disable()
+        try:
+            before = kept()
+            for name, text in (("nobody", "dull"), ("tiny", "")) * 10:
+                client.refused("ModelInfer", request([text], name))
+            assert kept() <= before + 1
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("options", [{"timeout": 90}, {}])
+def test_a_deadline_of_its_own_may_be_longer_than_that_of_requests_that_state_none(
+    store: ModelStore, tiny: ModelId, options: dict[str, float]
+) -> None:
+    async def deadline(channel: Any, blocked: FakeClassifier, engine: Engine) -> float:  # noqa: ANN401 - as above
+        message = request(["dull"], "blocked")
+        if "timeout" not in options:
+            message.parameters["timeout"].int64_param = 90_000_000
+        call = stub(channel, "ModelInfer")(message, **options)
+        await asyncio.to_thread(blocked.started.acquire)
+        (job,) = engine._jobs
+        seconds = job.deadline - engine.clock()
+        blocked.release()
+        await call
+        return seconds
+
+    for client in client_of(store, request_timeout_ms=10_000):
+        blocked, engine = block(client), client.web.service.engine
+        assert 80 < client.run(functools.partial(deadline, blocked=blocked, engine=engine)) <= 90
+
+
+def test_calls_are_logged_and_continue_their_trace_as_over_http(store: ModelStore, tiny: ModelId) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+
+    async def ask(channel: Any, name: str) -> dict[str, str]:  # noqa: ANN401 - as above
+        metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+        call = stub(channel, "ModelInfer")(request(["dull"], name), metadata=metadata)
+        await call.code()
+        return dict(await call.trailing_metadata())
+
+    for client in client_of(store, log_requests=True):
+        with structlog.testing.capture_logs() as logs:
+            told = [client.run(functools.partial(ask, name=name)) for name in ("tiny", "nobody")]
+        assert [entry["status"] for entry in logs] == ["OK", "NOT_FOUND"]
+        assert {entry["path"] for entry in logs} == {f"/{SERVICE}/ModelInfer"}
+        assert [entry["request_id"] for entry in logs] == [one["x-request-id"] for one in told]
+        assert all(one["traceparent"].startswith(f"00-{trace}-") for one in told)
+
+
 def test_a_port_that_is_taken_is_said_in_one_line(store: ModelStore, tiny: ModelId) -> None:
     for client in client_of(store):
 
@@ -454,7 +600,9 @@ def test_with_a_port_of_their_own_operations_are_not_on_this_one(
     for client in client_of(store, api_keys_file=write_keys(tmp_path / "keys.json"), operations_port=1):
         unload = MESSAGES["RepositoryModelUnloadRequest"](model_name="tiny")
         token = tuple(BEARER.items())
-        assert client.refused("RepositoryModelUnload", unload, metadata=token).code() is grpc.StatusCode.NOT_FOUND
+        error = client.refused("RepositoryModelUnload", unload, metadata=token)
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        assert error.details() == "administration is at the server's operations port, over HTTP"
         assert client.call("ModelInfer", request(["dull"]), metadata=token).model_version == "1"
 
 

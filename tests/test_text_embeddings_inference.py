@@ -153,6 +153,24 @@ def test_bad_input_is_refused_in_the_dialects_shape(client: WebClient, name: str
     refused(client.post("/predict", content=content), status, error_type, message)
 
 
+def test_a_pair_is_one_text(tiny_store: ModelStore) -> None:
+    settings = load_settings(
+        store_dir=tiny_store.root, threads=1, store_poll_ms=0, default_model="pairs", max_texts_per_request=1
+    )
+    with running_app(create_app(settings)) as client:
+        assert client.post("/predict", json={"inputs": ["a", "b"]}).status_code == 200
+        assert client.post("/predict", json={"inputs": [["a", "b"], ["a", "b"]]}).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/"])
+def test_it_is_well_if_its_default_model_answers(tiny_store: ModelStore, path: str) -> None:
+    for name, status in (("tiny", 200), ("nobody", 503)):
+        for client in serving(tiny_store, name):
+            answer = client.get(path)
+            assert answer.status_code == status
+            assert answer.text == "" if status == 200 else answer.json()["error_type"] == "Unhealthy"
+
+
 def test_without_a_default_model_it_says_which_setting_names_one(tiny_store: ModelStore) -> None:
     for client in serving(tiny_store, None):
         for response in (client.post("/predict", json={"inputs": "a"}), client.get("/info")):

@@ -39,6 +39,7 @@ async def classify(call: Call) -> Reply:
         truncate=request.truncate,
         side=request.truncation_side,
         raw_scores=request.raw_scores,
+        field_name="input",
     )
     return Reply(200, render(request, answered, call.request_id), timing_headers(answered))
 

@@ -82,8 +82,13 @@ class Service:
         if not self.engine.able:
             return "no worker can answer: restart the server"
         if not self.registry.table.models:
-            return "; ".join(self.registry.table.warnings)
+            return "; ".join(self.registry.table.warnings) if self.open else "no model is loaded: the log says why"
         return None
+
+    @property
+    def open(self) -> bool:
+        """Anybody may ask which models there are: health, which needs no key, may name them."""
+        return self.keyring is None or self.keyring.lets_anybody("infer")
 
     def begin_to_drain(self) -> None:
         """Go down: what is in flight has `drain_ms`."""
@@ -195,13 +200,28 @@ def explain(error: SuccessorError, dialect: Dialect = NATIVE) -> Reply:
     if isinstance(error, OverloadedError):
         headers = [
             (b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))),
-            (b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after_s * 1e3))),
+            (b"retry-after-ms", b"%d" % retry_after_ms(error)),
         ]
     elif isinstance(error, AuthenticationError):
         headers = [(b"www-authenticate", b"Bearer")]
     message = str(error).encode("utf-8", "replace").decode()
-    status, body = dialect.show(outcome_of(error), message, getattr(error, "param", None))
+    status, body = dialect.show(outcome_of(error), message, error.param)
     return Reply(status, body, headers)
+
+
+def retry_after_ms(error: OverloadedError) -> int:
+    """After how long to come again, rounded so that who waits as told is let in."""
+    return max(1, math.ceil(error.retry_after_s * 1e3))
+
+
+def located(error: SuccessorError) -> str:
+    """An error's sentence with the field that it is about, for protocols that have no other place for that."""
+    return with_place(str(error), error.param)
+
+
+def with_place(message: str, param: str | None) -> str:
+    """A sentence with the field that it is about."""
+    return message if param is None else f"{message} ({param})"
 
 
 def identify(service: Service, headers: Mapping[bytes, bytes]) -> bytes:
@@ -262,21 +282,25 @@ def _too_large(limit: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"the body is larger than {limit} bytes: send fewer or shorter texts")
 
 
-def deadline_of(headers: dict[bytes, bytes], now: float, default_s: float) -> float:
-    """When a request must have been computed, on the engine's clock: the earliest of what its headers say.
+def deadline_of(headers: dict[bytes, bytes], now: float, default_s: float, *limits_s: float | None) -> float:
+    """When a request must have been computed, on the engine's clock: the earliest of what it states anywhere.
+
+    Args:
+        headers: which may state it in two ways.
+        now: when it came.
+        default_s: after that, where nothing is stated.
+        limits_s: what it states elsewhere, seconds after it came.
 
     Raises:
         InvalidRequestError: a header is not a positive number of milliseconds.
     """
+    stated = [limit for limit in limits_s if limit is not None]
     timeout, moment = headers.get(b"request-timeout-ms"), headers.get(b"request-deadline-ms")
-    if timeout is None and moment is None:
-        return now + default_s
-    left = MAX_TIMEOUT_S
     if timeout is not None:
-        left = min(left, _milliseconds("request-timeout-ms", timeout) / 1e3)
+        stated.append(_milliseconds("request-timeout-ms", timeout) / 1e3)
     if moment is not None:
-        left = min(left, _milliseconds("request-deadline-ms", moment) / 1e3 - time.time())
-    return now + left
+        stated.append(_milliseconds("request-deadline-ms", moment) / 1e3 - time.time())
+    return now + (min(MAX_TIMEOUT_S, *stated) if stated else default_s)
 
 
 def _milliseconds(header: str, value: bytes) -> int:

@@ -75,12 +75,11 @@ class Call:
         self.started = self.service.engine.clock()
         return body
 
-    def deadline(self, *, within_s: float | None = None) -> float:
-        """When its answer must have been computed, by its headers or, if sooner, `within_s` after it came."""
-        deadline = deadline_of(self.headers, self.arrived, self.service.settings.request_timeout_ms / 1e3)
-        return deadline if within_s is None else min(deadline, self.arrived + within_s)
+    def deadline(self, limit_s: float | None = None) -> float:
+        """When its answer must have been computed, by its headers and by what its body says; see `deadline_of`."""
+        return deadline_of(self.headers, self.arrived, self.service.settings.request_timeout_ms / 1e3, limit_s)
 
-    def ask(
+    def ask(  # noqa: PLR0913 - what a dialect may say about a request
         self,
         route: Route,
         texts: Sequence[TextItem],
@@ -88,6 +87,7 @@ class Call:
         truncate: bool = True,
         side: Side | None = None,
         raw_scores: bool = False,
+        field_name: str = "inputs",
     ) -> Awaitable[Answered]:
         """Have texts classified by its deadline; see the function `ask`."""
         return ask(
@@ -100,6 +100,7 @@ class Call:
             truncate=truncate,
             side=side,
             raw_scores=raw_scores,
+            field_name=field_name,
         )
 
 
@@ -123,11 +124,12 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     truncate: bool = True,
     side: Side | None = None,
     raw_scores: bool = False,
+    field_name: str = "inputs",
 ) -> Answered:
     """Have texts classified; the work is dropped if the caller is cancelled or its connection closes.
 
     Raises:
-        SuccessorError: refused, too late, or failed; see `Engine.submit`.
+        SuccessorError: refused, too late, or failed, then with the text in `field_name` that did; see `Engine.submit`.
     """
     engine, instruments = service.engine, route.model.instruments
     try:
@@ -137,6 +139,10 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
             answers = await job.future
         except asyncio.CancelledError:
             engine.abandon(job)
+            raise
+        except SuccessorError as error:
+            if job.failed is not None:
+                error.param = f"{field_name}[{job.failed}]"
             raise
         finally:
             connection.jobs.discard(job)
@@ -255,6 +261,9 @@ class Endpoint:
                 return
             log_fault(error, scope["path"], scope["state"]["request_id"])
             reply = explain(error, self.dialect)
+            # An error that a future has handed over and the frames that it came through hold each other, and the
+            # request's body: they would stay until cycles are looked for, which is rarely done here.
+            error.__traceback__ = None
         except asyncio.CancelledError:
             if not service.draining:
                 raise

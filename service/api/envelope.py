@@ -76,7 +76,7 @@ class Envelope:
         finally:
             if span is not None:
                 span.end(_name_of(scope), status)
-        if service.settings.log_requests or status >= 500:
+        if service.settings.log_requests:
             log.info(
                 "request", method=scope["method"], path=scope["path"], status=status, request_id=request_id.decode()
             )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_store.classifier import to_scores
 from model_store.encoding import TextItem
 from model_store.manifest import Side
-from service.api.common import Dialect, Reply
+from service.api.common import Dialect, Reply, with_place
 from service.api.endpoint import Call, Endpoint, check_count, check_texts, timing_headers
 from service.api.parsing import Elements, parse_body
 from service.api.scores import ranked
@@ -21,8 +21,8 @@ _HINTS = {"inputs": "inputs must be a text, an object with text and text_pair, o
 _FUNCTIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "identity"}
 
 
-def _show(outcome: Outcome, message: str, _param: str | None) -> tuple[int, bytes]:
-    return outcome.status, orjson.dumps({"error": message, "error_type": outcome.code})
+def _show(outcome: Outcome, message: str, param: str | None) -> tuple[int, bytes]:
+    return outcome.status, orjson.dumps({"error": with_place(message, param), "error_type": outcome.code})
 
 
 HUGGING_FACE = Dialect("hugging_face", ("/models/",), _show)

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from service.api import open_inference_models as models
-from service.api.common import NOWHERE, Connection, Dialect, Headers, Reply, Service
+from service.api.common import NOWHERE, Connection, Dialect, Headers, Reply, Service, with_place
 from service.api.endpoint import Answered, Call, Endpoint, Handler, ask, check_texts, timing_headers
 from service.api.open_inference_schema import InferInput, InferOutput, InferParameters, InferRequest
 from service.api.parsing import parse_body
@@ -34,8 +34,8 @@ _NO_PARAMETERS = InferParameters()
 
 
 def _show(outcome: Outcome, message: str, param: str | None) -> tuple[int, bytes]:
-    where = "" if param is None else f" ({param})"
-    return _STATUS[outcome.status], orjson.dumps({"error": message + where})
+    status = 429 if outcome.code == "rate_limited" else _STATUS[outcome.status]
+    return status, orjson.dumps({"error": with_place(message, param)})
 
 
 # A status of the native dialect → the protocol's, which knows a full queue only as a server that isn't ready.
@@ -101,7 +101,7 @@ async def _infer(call: Call) -> Reply:
         call.service,
         request,
         started=call.started,
-        deadline=call.deadline(within_s=request.timeout_s),
+        deadline=call.deadline(request.timeout_s),
         connection=call.connection,
     )
     return render(request_id, answered, wanted, outputs)

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from model_store.errors import SuccessorError
 from service.access import Permission
 from service.api import open_inference_models as models
-from service.api.access import authorise, check_port
-from service.api.common import Headers, Service, deadline_of, identify, log_fault
+from service.api.access import authorise
+from service.api.common import Headers, Service, deadline_of, identify, located, log_fault, retry_after_ms
 from service.api.endpoint import origin_headers
 from service.api.grpc_messages import SERVICE, load_messages
 from service.api.open_inference import Inference, infer
 from service.api.open_inference_schema import InferParameters
 from service.api.parsing import refusal_of
 from service.api.tensors import Tensor, Wanted, refuse_unsupported
-from service.errors import UNEXPECTED, InvalidRequestError, ListenError, Outcome, OverloadedError, outcome_of
+from service.errors import (
+    UNEXPECTED,
+    InvalidRequestError,
+    ListenError,
+    ModelNotLoadedError,
+    Outcome,
+    OverloadedError,
+    RequestTimeoutError,
+    WrongPortError,
+    outcome_of,
+)
 from service.settings import Settings
+from service.telemetry import continued
 
 log = structlog.get_logger(__name__)
 
@@ -105,8 +119,39 @@ def _add_port(server: Any, address: str, settings: Settings) -> int:  # noqa: AN
     return int(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call: what it came with, and what it is told at its end."""
+
+    name: str
+    """The method."""
+    context: Context
+    headers: dict[bytes, bytes]
+    request_id: bytes
+    arrived: float
+    """On the engine's clock: its deadline counts from then."""
+    told: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """What it was sent to."""
+        return f"/{SERVICE}/{self.name}"
+
+    def tell(self, metadata: Mapping[str, str]) -> None:
+        """Say more at the call's end."""
+        self.told |= metadata
+        self.context.set_trailing_metadata(tuple(self.told.items()))
+
+
+Method = Callable[[Any, _Call], Awaitable[Any]]
+
+
 class _Servicer:
-    """The protocol's methods; each takes and gives a message."""
+    """The protocol's methods; each takes and gives a message.
+
+    All of them are streams of requests to the library, also those that have one: it hands these over only when they are
+    there and parsed, and would wait for them for ever. On the wire there is no difference.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -114,7 +159,7 @@ class _Servicer:
 
     def handlers(self) -> Any:  # noqa: ANN401 - gRPC's generic handler
         """What the server dispatches by."""
-        unary: dict[str, tuple[Callable[[Any, Context], Awaitable[Any]], Permission | None]] = {
+        unary: dict[str, tuple[Method, Permission | None]] = {
             "ServerLive": (self._server_live, None),
             "ServerReady": (self._server_ready, None),
             "ServerMetadata": (self._server_metadata, None),
@@ -128,55 +173,94 @@ class _Servicer:
             "RepositoryModelUnload": (self._unload, "admin"),
         }
         methods = {
-            name: grpc.unary_unary_rpc_method_handler(
-                functools.partial(self._answer, method, permission),
-                request_deserializer=self._messages[f"{name}Request"].FromString,
+            name: grpc.stream_unary_rpc_method_handler(
+                functools.partial(self._answer, name, method, permission),
                 response_serializer=self._messages[f"{name}Response"].SerializeToString,
             )
             for name, (method, permission) in unary.items()
         }
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._model_stream_infer,
-            request_deserializer=self._messages["ModelInferRequest"].FromString,
             response_serializer=self._messages["ModelStreamInferResponse"].SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _answer(
         self,
-        method: Callable[[Any, Context], Awaitable[Any]],
+        name: str,
+        method: Method,
         permission: Permission | None,
-        request: Any,  # noqa: ANN401 - a message
+        _: object,
         context: Context,
     ) -> Any:  # noqa: ANN401 - a message
         """Answer one request; every error gets its code, and what was not expected tells nothing."""
-        headers = _headers(context)
-        path = _path(type(request).__name__.removesuffix("Request"))
-        request_id = self._identified(headers, context)
+        call = self._begin(name, context)
+        code = grpc.StatusCode.OK
         try:
-            if permission is not None:
-                check_port(self._service, {}, permission)
-                authorise(self._service, headers, permission)
-            with self._traced(path, headers):
-                return await method(request, context)
+            with self._traced(call):
+                self._enter(call, permission)
+                return await method(await self._read_only(call), call)
         except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
-            outcome, message, metadata = self._refusal(error, path, request_id)
-        await context.abort(code_of(outcome), message, (*metadata, *context.trailing_metadata()))
-        return None
+            code = self._end(call, error)
+        finally:
+            self._log(call, code)
 
-    def _identified(self, headers: Mapping[bytes, bytes], context: Context) -> bytes:
-        """A call's id, which is also with its answer."""
+    def _begin(self, name: str, context: Context) -> _Call:
+        """What is known of a call before its message is there; its end has its id, and continues its trace."""
+        headers = _headers(context)
         request_id = identify(self._service, headers)
-        context.set_trailing_metadata((("x-request-id", request_id.decode()),))
-        return request_id
+        call = _Call(name, context, headers, request_id, self._service.engine.clock())
+        call.tell({"x-request-id": request_id.decode()})
+        traceparent = continued(headers.get(b"traceparent", b""))
+        if traceparent is not None:
+            call.tell({"traceparent": traceparent.decode()})
+        return call
+
+    def _enter(self, call: _Call, permission: Permission | None) -> None:
+        """Let a call in, before its message is read.
+
+        Raises:
+            SuccessorError: it may not do this, or not here.
+        """
+        if permission == "admin" and self._service.operations_port is not None:
+            raise WrongPortError("administration is at the server's operations port, over HTTP")
+        if permission is not None:
+            authorise(self._service, call.headers, permission)
+
+    async def _read_only(self, call: _Call) -> Any:  # noqa: ANN401 - a message
+        """The one message of a call; see `_read`."""
+        request = await self._read(call, f"{call.name}Request", self._service.settings.receive_timeout_ms)
+        if request is None:
+            raise InvalidRequestError("the call ended before its message")
+        return request
+
+    async def _read(self, call: _Call, kind: str, within_ms: int) -> Any:  # noqa: ANN401 - a message
+        """The next message of a call; None: there is no other.
+
+        Raises:
+            RequestTimeoutError: it does not come.
+            InvalidRequestError: it is none.
+        """
+        try:
+            async with asyncio.timeout(within_ms / 1e3):
+                data = await call.context.read()
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"no message came within {within_ms} ms: call again") from error
+        if data is grpc.aio.EOF:
+            return None
+        try:
+            return self._messages[kind].FromString(data)
+        except DecodeError as error:
+            raise InvalidRequestError(f"the message is no {kind}") from error
 
     @contextmanager
-    def _traced(self, path: str, headers: Mapping[bytes, bytes]) -> Iterator[None]:
+    def _traced(self, call: _Call) -> Iterator[None]:
         """A span around one request, where OpenTelemetry is configured."""
         if self._service.tracing is None:
             yield
             return
-        span, status = self._service.tracing.begin("POST", path, headers), 200
+        span, status = self._service.tracing.begin("POST", call.path, call.headers), 200
+        call.tell({"traceparent": span.traceparent.decode()})
         try:
             yield
         except SuccessorError as error:
@@ -186,55 +270,86 @@ class _Servicer:
             status = UNEXPECTED.status
             raise
         finally:
-            span.end(f"POST {path}", status)
+            span.end(f"POST {call.path}", status)
 
-    def _refusal(
-        self, error: Exception, path: str, request_id: bytes
-    ) -> tuple[Outcome, str, tuple[tuple[str, str], ...]]:
+    def _end(self, call: _Call, error: Exception) -> grpc.StatusCode:
+        """End a call with an error.
+
+        The library's own way, an exception, would keep the request in memory until cycles are looked for.
+        """
+        outcome, message = self._refusal(error, call)
+        call.context.set_code(code_of(outcome))
+        call.context.set_details(message)
+        return code_of(outcome)
+
+    def _refusal(self, error: Exception, call: _Call) -> tuple[Outcome, str]:
         """What a client is told of an error; it is counted, and logged if it is the server's own fault."""
         self._service.metrics.count_refusal(error)
         if not isinstance(error, SuccessorError):
-            log.error("unexpected error", path=path, request_id=request_id.decode(), exc_info=error)
-            return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details", ()
-        log_fault(error, path, request_id)
-        metadata: tuple[tuple[str, str], ...] = ()
+            log.error("unexpected error", path=call.path, request_id=call.request_id.decode(), exc_info=error)
+            return UNEXPECTED, "the server failed in a way that it did not expect: its log has the details"
+        log_fault(error, call.path, call.request_id)
+        error.__traceback__ = None  # see `Endpoint.answer`
         if isinstance(error, OverloadedError):
-            milliseconds = f"{max(1, round(error.retry_after_s * 1e3))}"
+            milliseconds = str(retry_after_ms(error))
             # The second is what gRPC clients that retry by themselves go by.
-            metadata = (("retry-after-ms", milliseconds), ("grpc-retry-pushback-ms", milliseconds))
-        return outcome_of(error), str(error).encode("utf-8", "replace").decode(), metadata
+            call.tell({"retry-after-ms": milliseconds, "grpc-retry-pushback-ms": milliseconds})
+        return outcome_of(error), located(error).encode("utf-8", "replace").decode()
 
-    async def _model_infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
-        response, headers = await self._infer(request, context)
-        origin = ((name.decode(), value.decode()) for name, value in headers)
-        context.set_trailing_metadata((*context.trailing_metadata(), *origin))
+    def _log(self, call: _Call, code: grpc.StatusCode) -> None:
+        if self._service.settings.log_requests:
+            log.info("request", method="gRPC", path=call.path, status=code.name, request_id=call.request_id.decode())
+
+    async def _model_infer(self, request: Any, call: _Call) -> Any:  # noqa: ANN401
+        response, headers = await self._infer(request, call)
+        call.tell({name.decode(): value.decode() for name, value in headers})
         return response
 
-    async def _model_stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def _model_stream_infer(self, _: object, context: Context) -> AsyncIterator[Any]:
         """Answer a stream's requests in their order, each with its answer or its error."""
-        make = self._messages["ModelStreamInferResponse"]
-        headers, path = _headers(context), _path("ModelStreamInfer")
-        request_id = self._identified(headers, context)
-        async for request in requests:
-            try:
-                authorise(self._service, headers, "infer")
-                with self._traced(path, headers):
-                    response, _ = await self._infer(request, context)
-                yield make(infer_response=response)
-            except Exception as error:  # noqa: BLE001 - as above
-                refused = make(error_message=self._refusal(error, path, request_id)[1])
-                refused.infer_response.id = request.id
-                yield refused
+        make, settings = self._messages["ModelStreamInferResponse"], self._service.settings
+        call = self._begin("ModelStreamInfer", context)
+        code = grpc.StatusCode.OK
+        try:
+            self._enter(call, "infer")  # which also lets the first request in
+            admitted, patience_ms = True, settings.receive_timeout_ms
+            while True:
+                request_id = ""
+                try:
+                    request = await self._read(call, "ModelInferRequest", patience_ms)
+                    if request is None:
+                        break
+                    request_id, call.arrived = request.id, self._service.engine.clock()
+                    with self._traced(call):
+                        if not admitted:
+                            self._enter(call, "infer")
+                        response, _headers = await self._infer(request, call)
+                    yield make(infer_response=response)
+                except RequestTimeoutError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - as above
+                    refused = make(error_message=self._refusal(error, call)[1])
+                    refused.infer_response.id = request_id
+                    yield refused
+                admitted, patience_ms = False, settings.keep_alive_ms
+        except SuccessorError as error:
+            code = self._end(call, error)
+        finally:
+            self._log(call, code)
 
-    async def _infer(self, request: Any, context: Context) -> tuple[Any, Headers]:  # noqa: ANN401
+    async def _infer(self, request: Any, call: _Call) -> tuple[Any, Headers]:  # noqa: ANN401
         service = self._service
         service.engine.check_admission()
         started = service.engine.clock()
         inference = inference_of(request)
-        deadline = deadline_of(_headers(context), started, service.settings.request_timeout_ms / 1e3)
-        for within_s in (inference.timeout_s, context.time_remaining()):
-            if within_s is not None:
-                deadline = min(deadline, started + within_s)
+        left_s = call.context.time_remaining()
+        deadline = deadline_of(
+            call.headers,
+            call.arrived,
+            service.settings.request_timeout_ms / 1e3,
+            inference.timeout_s,
+            None if left_s is None else left_s + started - call.arrived,
+        )
         answered, _, outputs = await infer(service, inference, started=started, deadline=deadline)
         model = answered.route.model.manifest.id
         response = self._messages["ModelInferResponse"](
@@ -245,40 +360,43 @@ class _Servicer:
             response.raw_output_contents.append(output.packed())
         return response, origin_headers(answered)
 
-    async def _server_live(self, _: Any, __: Context) -> Any:  # noqa: ANN401
+    async def _server_live(self, _: Any, __: _Call) -> Any:  # noqa: ANN401
         return self._messages["ServerLiveResponse"](live=True)
 
-    async def _server_ready(self, _: Any, __: Context) -> Any:  # noqa: ANN401
+    async def _server_ready(self, _: Any, __: _Call) -> Any:  # noqa: ANN401
         return self._messages["ServerReadyResponse"](ready=self._service.obstacle is None)
 
-    async def _server_metadata(self, _: Any, __: Context) -> Any:  # noqa: ANN401
+    async def _server_metadata(self, _: Any, __: _Call) -> Any:  # noqa: ANN401
         return self._made("ServerMetadataResponse", models.server_metadata())
 
-    async def _model_ready(self, request: Any, _: Context) -> Any:  # noqa: ANN401
-        self._service.registry.route(models.reference_of(request.name, request.version))
+    async def _model_ready(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
+        try:
+            self._service.registry.route(models.reference_of(request.name, request.version))
+        except ModelNotLoadedError:  # Triton's clients ask after they have unloaded one
+            return self._messages["ModelReadyResponse"](ready=False)
         return self._messages["ModelReadyResponse"](ready=True)
 
-    async def _model_metadata(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+    async def _model_metadata(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
         reference = models.reference_of(request.name, request.version)
         return self._made("ModelMetadataResponse", models.metadata(self._service, reference))
 
-    async def _model_config(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+    async def _model_config(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
         reference = models.reference_of(request.name, request.version)
         return self._made("ModelConfigResponse", {"config": models.config(self._service, reference)})
 
-    async def _model_statistics(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+    async def _model_statistics(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
         reference = models.reference_of(request.name, request.version) if request.name else None
         return self._made("ModelStatisticsResponse", await models.statistics(self._service, reference))
 
-    async def _index(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+    async def _index(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
         listed = await models.index(self._service, only_ready=request.ready)
         return self._made("RepositoryIndexResponse", {"models": listed})
 
-    async def _load(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+    async def _load(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
         await models.demand(self._service, request.model_name, wanted=True)
         return self._messages["RepositoryModelLoadResponse"]()
 
-    async def _unload(self, request: Any, _: Context) -> Any:  # noqa: ANN401
+    async def _unload(self, request: Any, _: _Call) -> Any:  # noqa: ANN401
         await models.demand(self._service, request.model_name, wanted=False)
         return self._messages["RepositoryModelUnloadResponse"]()
 
@@ -338,11 +456,6 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, object]:
         raise InvalidRequestError(f"a request has at most {_MOST_PARAMETERS} parameters", param="parameters")
     chosen = {name: one.WhichOneof("parameter_choice") for name, one in parameters.items()}
     return {name: getattr(parameters[name], choice) for name, choice in chosen.items() if choice is not None}
-
-
-def _path(method: str) -> str:
-    """What a method's requests are sent to."""
-    return f"/{SERVICE}/{method}"
 
 
 def _headers(context: Context) -> dict[bytes, bytes]:

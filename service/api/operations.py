@@ -137,9 +137,12 @@ async def live() -> Health:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
 async def ready(service: Running, response: Response) -> Health:
-    """Requests will be answered; send none while this fails."""
+    """Requests will be answered; send none while this fails. Where models need a key, it names none."""
     table = service.registry.table
     obstacle = service.obstacle
+    if not service.open:
+        response.status_code = 200 if obstacle is None else 503
+        return Health(status="ok" if obstacle is None else "unavailable", detail=obstacle or "")
     if obstacle is None:
         detail = "; ".join(table.warnings)
         return Health(status="ok", detail=detail, models=sorted(map(str, table.models)), failures=table.failures)

@@ -35,6 +35,7 @@ WORK = (
 )
 ADMINISTRATION = (
     *READING,
+    errors.BodyTooLargeError,
     errors.NotPermittedError,
     store.InvalidReferenceError,
     store.ModelNotFoundError,
@@ -173,6 +174,13 @@ _PREDICT = About(
     PredictRequest,
     refusals=WORK,
 )
+_HEALTH = About(
+    _TEI,
+    "Requests will be answered",
+    {},
+    None,
+    unready={"error": "the server is going down", "error_type": "Unhealthy"},
+)
 _INFER = About(
     _V2,
     "Classify texts, as JSON or as binary tensors",
@@ -306,13 +314,7 @@ ROUTES: dict[str, About] = {
         },
         refusals=READING,
     ),
-    "GET /health": About(
-        _TEI,
-        "Requests will be answered",
-        {},
-        None,
-        unready={"error": "the server is going down", "error_type": "Unhealthy"},
-    ),
+    **{f"GET {path}": _HEALTH for path in ("/health", "/ping", "/")},
     "POST /models/{model}": About(
         "hugging face",
         "Classify texts as Hugging Face's inference API does: a list for each text",

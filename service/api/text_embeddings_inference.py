@@ -1,4 +1,4 @@
-"""The routes of Text Embeddings Inference that a classifier has: `/predict`, `/`, `/invocations`, `/info`, `/health`.
+"""Text Embeddings Inference, as a classifier has it: `/predict`, `/`, `/invocations`, `/info`, `/health`, `/ping`.
 
 No route names a model: the setting `default_model` does. A single input is answered flat, a batch with a list for each.
 """
@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from model_store.encoding import TextItem
 from model_store.manifest import Precision
-from service.api.common import Dialect, Headers, Reply
+from service.api.common import Dialect, Headers, Reply, with_place
 from service.api.endpoint import Answered, Call, Endpoint, check_count, check_texts, origin_headers
 from service.api.parsing import Elements, parse_body
 from service.api.scores import ranked
@@ -48,11 +48,11 @@ _BY_STATUS = {
 }
 
 
-def _show(outcome: Outcome, message: str, _param: str | None) -> tuple[int, bytes]:
+def _show(outcome: Outcome, message: str, param: str | None) -> tuple[int, bytes]:
     if outcome.status == 401:
         return 401, b""
     status, error_type = _BY_CODE.get(outcome.code) or _BY_STATUS[outcome.status]
-    return status, orjson.dumps({"error": message, "error_type": error_type})
+    return status, orjson.dumps({"error": with_place(message, param), "error_type": error_type})
 
 
 TEXT_EMBEDDINGS_INFERENCE = Dialect("text_embeddings_inference", (), _show)
@@ -99,8 +99,8 @@ async def predict(call: Call) -> Reply:
     """Answer one request."""
     request = parse_body(PredictRequest, await call.body(), _HINTS)
     route = _default_route(call)
-    if isinstance(request.inputs, list):
-        check_count(len(request.inputs), call.service.settings, "inputs")
+    if isinstance(request.inputs, list) and not (request.inputs and isinstance(request.inputs[0], str)):
+        check_count(len(request.inputs), call.service.settings, "inputs")  # a list of texts is one pair
     texts, single = texts_of(request.inputs)
     check_texts(texts, call.service.settings, "inputs")
     answered = await call.ask(
@@ -175,7 +175,7 @@ async def info(call: Call) -> Reply:
                 "label2id": {label: index for index, label in enumerate(labels)},
             }
         },
-        "max_concurrent_requests": None,
+        "max_concurrent_requests": settings.max_connections,
         "max_input_length": manifest.inputs.max_length,
         "max_batch_tokens": served.max_batch_texts * manifest.inputs.max_length,
         "max_batch_requests": served.max_batch_texts,
@@ -190,8 +190,13 @@ async def info(call: Call) -> Reply:
 
 
 async def health(call: Call) -> Reply:
-    """Nothing, if requests will be answered."""
+    """Nothing, if requests will be answered; of a default model, where there is one."""
     obstacle = call.service.obstacle
+    if obstacle is None and call.service.settings.default_model is not None:
+        try:
+            _default_route(call)
+        except ModelNotLoadedError as error:
+            obstacle = str(error)
     if obstacle is not None:
         return Reply(503, orjson.dumps({"error": obstacle, "error_type": "Unhealthy"}))
     return Reply(200, b"")
@@ -203,5 +208,5 @@ ENDPOINTS = (
         for path in ("/predict", "/", "/invocations")
     ),
     Endpoint(TEXT_EMBEDDINGS_INFERENCE, "GET", "/info", info, "infer"),
-    Endpoint(TEXT_EMBEDDINGS_INFERENCE, "GET", "/health", health, None),
+    *(Endpoint(TEXT_EMBEDDINGS_INFERENCE, "GET", path, health, None) for path in ("/health", "/ping", "/")),
 )
