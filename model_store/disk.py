@@ -43,8 +43,8 @@ class Disk:
         source.rename(target)
 
     def remove(self, path: Path) -> None:
-        """Delete a file or a whole folder."""
-        if path.is_dir():
+        """Delete a file, a link or a whole folder."""
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

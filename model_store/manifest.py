@@ -163,7 +163,9 @@ class Artifact(FileDigest):
     method: str = Field(description="how it was made, for example 'export' or 'dynamic-u8s8-per-channel'")
     batch_invariant: bool = Field(description="a text's logits do not depend on its batch-mates: it may be batched")
     unpadded: bool = Field(default=False, description="padding is not computed: texts of any lengths share a batch")
-    max_logit_difference: float = Field(description="on dev, against the form that it was made from")
+    max_logit_difference: float = Field(
+        description="on dev, against the form that it was made from; ÷ the largest |logit| where that is above 1"
+    )
     agreement: float = Field(ge=0, le=1, description="on dev, with the float32 file")
     dev_metric: float = Field(description="the task's main metric on dev")
     latency: tuple[LatencyMeasurement, ...] = ()

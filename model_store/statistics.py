@@ -154,6 +154,18 @@ def ratio_of_medians(numerator: Samples, denominator: Samples, *, seed: int = 0)
     return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator, seed=seed)
 
 
+def concordance(first: Samples, second: Samples) -> float:
+    """How far two sides' numbers `(n,)` are the same: their correlation, less what another scale or offset takes away.
+
+    `2·cov / (var₁ + var₂ + (mean₁ - mean₂)²)`, in [-1, 1]; 1 where all numbers of both are one.
+
+    Source: Lin, "A concordance correlation coefficient to evaluate reproducibility" (1989).
+    """
+    distance = float(np.square(np.subtract(first, second)).mean())
+    spread = float(np.var(first) + np.var(second) + (np.mean(first) - np.mean(second)) ** 2)
+    return 1 - distance / spread if spread else 1.0
+
+
 def quantile_estimate(samples: Samples, quantile: float) -> Estimate:
     """A quantile of `(n,)` samples with its distribution-free interval from order statistics.
 

@@ -209,10 +209,14 @@ class ModelStore:
         try:
             strangers = sorted({entry.name for entry in list_entries(folder)} - {*listed, MANIFEST_FILE})
             if strangers:
-                raise IntegrityError(f"{model} has files that its manifest doesn't list: {_listed(strangers)}")
+                raise IntegrityError(
+                    f"{model} has files that its manifest doesn't list: {_listed(strangers)}: delete them, or remove"
+                    " the version"
+                )
             for file, entry in listed.items():
                 path = folder / file
                 if path.is_symlink() or not path.is_file():
+                    self._require(model)  # it may have been removed meanwhile
                     raise IntegrityError(f"{model} has lost its file {file}: restore it, or remove the version")
                 digest, size = digest_file(path)
                 if (digest, size) != (entry.sha256, entry.bytes):
@@ -222,6 +226,7 @@ class ModelStore:
                     )
             _check_self_contained(folder, manifest)
         except OSError as error:
+            self._require(model)  # as above
             raise IntegrityError(f"the files of {model} can't be read ({error.strerror}): check their owner") from error
         return StoredVersion(folder=folder, manifest=manifest)
 
@@ -255,8 +260,7 @@ class ModelStore:
                 if aliases:
                     self._write_aliases_aside(folder, dict.fromkeys(aliases, version))
             except BaseException:
-                with suppress(OSError):  # else the next writer sweeps
-                    self._sweep(folder)
+                self._sweep(folder)
                 raise
             self._disk.rename(aside, folder / str(version))
             self._disk.sync(folder)
@@ -326,14 +330,16 @@ class ModelStore:
             raise StoreWriteError(f"the store at {self.root} can't be written ({error.strerror}): {remedy}") from error
 
     def _sweep(self, folder: Path) -> None:
-        """Delete what writers left unfinished and what removed versions held; their folders keep the numbers taken."""
-        for leftover in folder.glob(".incoming-*"):
-            self._disk.remove(leftover)
-        for removed in folder.glob(".removed-*/*"):
-            self._disk.remove(removed)
+        """Delete what writers left unfinished and what removed versions held; their folders keep the numbers taken.
+
+        What can't be deleted, such as another user's, takes space and nothing else.
+        """
+        for leftover in (*folder.glob(".incoming-*"), *folder.glob(".removed-*/*")):
+            with suppress(OSError):
+                self._disk.remove(leftover)
 
     def _next_version(self, folder: Path) -> int:
-        taken = [entry.name.removeprefix(".removed-") for entry in folder.iterdir()]
+        taken = [entry.name.removeprefix(".removed-").removeprefix(".incoming-") for entry in folder.iterdir()]
         return 1 + max((int(number) for number in taken if _is_version(number)), default=0)
 
     def _copy(self, source: Path, target: Path) -> FileDigest:

@@ -134,7 +134,8 @@ def test_a_regression_has_pearsons_correlation_and_no_accuracy_or_agreement() ->
     assert found.a.pearson == pytest.approx(1)
     assert found.b.pearson == pytest.approx(0.218, abs=0.001)
     assert found.retention == pytest.approx(found.b.pearson)
-    assert (found.a.accuracy, found.agreement, found.mcnemar_p) == (None, None, None)
+    assert (found.a.accuracy, found.mcnemar_p) == (None, None)
+    assert found.agreement < 0.2  # on a scale of its own
 
 
 def noisy(labels: Sequence[float], noise: float, seed: int) -> list[float]:

@@ -10,6 +10,7 @@ from model_store.builder.data import Row, TaskData, load_data, sample
 from model_store.builder.evaluate import (
     agreement,
     batch_difference,
+    largest_difference,
     measured,
     predictions_of,
     run_classifier,
@@ -55,6 +56,16 @@ def test_agreement_is_the_share_of_texts_with_the_same_decision() -> None:
     assert agreement("single_label", np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])) == 0.75
     assert agreement("multi_label", np.array([[0, 1], [1, 1]]), np.array([[0, 1], [1, 0]])) == 0.5
     assert agreement("regression", np.array([1.0, 2.0]), np.array([2.0, 1.0])) == 0.0
+    assert agreement("regression", np.array([1.0, 2.0, 4.0]), np.array([103.0, 106.0, 112.0])) < 0.01
+
+
+def test_a_difference_of_large_logits_is_relative_to_them() -> None:
+    large, small = np.array([[20_000.0], [1.0]], np.float32), np.array([[0.5], [0.25]], np.float32)
+    assert largest_difference(large + np.float32(1), large) == pytest.approx(1 / 20_000)
+    assert largest_difference(small + np.float32(0.1), small) == pytest.approx(0.1)
+    for wrong in (np.nan, np.inf):
+        assert largest_difference(np.array([[wrong], [1.0]], np.float32), large) > 1e30
+        assert largest_difference(large, np.array([[wrong], [1.0]], np.float32)) > 1e30
 
 
 @pytest.mark.parametrize("batch_invariant", [True, False])

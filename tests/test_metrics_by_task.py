@@ -64,6 +64,18 @@ def test_a_regressions_metrics_are_scipys_ties_included(name: MetricName, refere
     assert Metric(name)(predictions, targets) == pytest.approx(reference(predictions, targets)[0])
 
 
+def test_concordance_is_the_correlation_less_what_another_scale_or_offset_takes_away() -> None:
+    targets = np.arange(20.0)
+    concordance = Metric("concordance")
+    assert concordance(targets, targets) == 1.0
+    assert concordance(-targets, targets) < -0.1
+    # of Lin's definition: 2·s₁₂ / (s₁² + s₂² + (x̄₁ - x̄₂)²)
+    assert concordance(2 * targets + 3, targets) == pytest.approx(2 * 2 * 33.25 / (5 * 33.25 + 12.5**2))
+    assert Metric("pearson")(2 * targets + 3, targets) == pytest.approx(1)
+    assert concordance(np.ones(4), np.ones(4)) == 1.0
+    assert concordance(np.ones(4), np.full(4, 2.0)) == 0.0
+
+
 @pytest.mark.parametrize("name", ["pearson", "spearman", "matthews"])
 def test_a_side_that_is_constant_correlates_with_nothing(name: MetricName) -> None:
     assert Metric(name)(np.ones(4, dtype=int), np.array([0, 1, 1, 0])) == 0.0

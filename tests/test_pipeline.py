@@ -228,6 +228,33 @@ def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_tra
     assert not (tmp_path / "work" / "steps").exists()
 
 
+def test_a_version_that_was_damaged_is_published_again(folder: Path, tmp_path: Path, finished: Build) -> None:
+    document = tiny_document(tmp_path)
+    recipe = resolve(document, tmp_path)
+    store = ModelStore(tmp_path / "store")
+    first = build(recipe, store, tmp_path / "work", Recorder())
+    damaged = store.root / "tiny-predecessor" / "1" / "fp32.onnx"
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    again = build(recipe, store, tmp_path / "work", Recorder())
+    assert (str(first.predecessor), str(again.predecessor)) == ("tiny-predecessor@1", "tiny-predecessor@2")
+    assert store.resolve("tiny-predecessor@production") == again.predecessor
+    store.open(again.predecessor)
+    store.remove(first.predecessor)
+
+
+def test_a_kept_step_that_lost_its_weights_is_done_again(tmp_path: Path) -> None:
+    recipe = resolve(tiny_document(tmp_path), tmp_path)
+    store = ModelStore(tmp_path / "store")
+    first = build(recipe, store, tmp_path / "work", Recorder())
+    (quantized,) = (tmp_path / "work" / "steps").glob("quantize-*/int8.onnx")
+    quantized.chmod(0o644)
+    quantized.write_bytes(b"")
+    again = build(recipe, store, tmp_path / "work", Recorder())
+    assert store.open(again.successor).manifest.artifacts[1].precision == "int8"
+    assert again.predecessor == first.predecessor
+
+
 def test_missing_packages_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optimum", None)
     with pytest.raises(BuildExtraError, match=r"a build needs optimum: .*pip install '\.\[build\]'"):

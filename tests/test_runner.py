@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,24 @@ def test_a_work_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
 def test_a_record_that_was_lost_with_the_power_is_made_again(tmp_path: Path) -> None:
     runner = Runner(tmp_path, ConsoleProgress())
     folder = runner.run("train", "k" * 64, lambda *_: {"dev": 0.1}).folder
-    for content in ("", "[]"):
+    for content in ("", "[]", "{}", '{"files": 3}', '{"files": {"missing": 3}}'):
         (folder / "step.json").write_text(content)
         assert runner.run("train", "k" * 64, lambda *_: {"dev": 0.2}).figures == {"dev": 0.2}
+
+
+def test_a_result_whose_files_are_not_whole_is_made_again(tmp_path: Path) -> None:
+    def work(output: Path, scratch: Path) -> dict[str, Any]:
+        (output / "deep").mkdir()
+        (output / "deep" / "numbers").write_bytes(b"numbers")
+        return {}
+
+    runner = Runner(tmp_path, Recorder())
+    folder = runner.run("train", "k", work).folder
+    damages: list[Callable[[Path], object]] = [lambda file: file.write_bytes(b""), Path.unlink]
+    for damage in damages:
+        damage(folder / "deep" / "numbers")
+        assert runner.run("train", "k", work).folder == folder
+        assert (folder / "deep" / "numbers").read_bytes() == b"numbers"
 
 
 def test_what_is_forgotten_loses_its_record_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

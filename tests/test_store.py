@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.classifier import OnnxClassifier
-from model_store.disk import MAX_RECORD_BYTES, Disk
+from model_store.disk import MAX_RECORD_BYTES, Disk, list_entries
 from model_store.encoding import TextItem
 from model_store.errors import (
     IntegrityError,
@@ -463,6 +463,63 @@ def test_a_manifest_under_a_foreign_name_is_an_integrity_error(store: ModelStore
 
 
 # What else lies in a store
+
+
+class KeepingDisk(Disk):
+    """Deletes nothing, as where all is another user's."""
+
+    def remove(self, path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_leftovers_that_can_not_be_deleted_keep_no_writer_from_its_work(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    keeping = ModelStore(store.root, KeepingDisk())
+    (store.root / tiny.name / ".incoming-2").mkdir()
+    third = make_tiny_version(keeping, tiny.name)
+    assert third.version == 3
+    keeping.promote(third, "production")
+    keeping.remove(tiny)
+    assert store.versions(tiny.name) == [3]
+    assert make_tiny_version(keeping, tiny.name).version == 4
+    assert make_tiny_version(store, tiny.name).version == 5
+    assert sorted(path.name for path in (store.root / tiny.name).glob(".*")) == [".lock", ".removed-1"]
+
+
+def test_a_link_in_a_version_is_no_obstacle_to_its_removal(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    second = make_tiny_version(store, tiny.name)
+    folder = folder_of(store, second)
+    folder.chmod(0o755)
+    (folder / "cache").symlink_to(elsewhere)
+    with pytest.raises(IntegrityError, match="cache: delete them, or remove the version"):
+        store.open(second)
+    store.promote(tiny, "production")
+    store.remove(second)
+    assert not list((store.root / tiny.name).glob(".removed-*/*"))
+    assert (elsewhere / "kept").exists()
+
+
+def test_a_version_that_is_removed_while_it_is_read_is_not_called_damaged(
+    store: ModelStore, tiny: ModelId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = make_tiny_version(store, tiny.name)
+    store.promote(tiny, "production")
+    removed: list[bool] = []
+
+    def list_then_remove(folder: Path) -> list[os.DirEntry[str]]:
+        entries = list_entries(folder)
+        if folder == folder_of(store, second) and not removed:
+            removed.append(True)
+            ModelStore(store.root).remove(second)
+        return entries
+
+    monkeypatch.setattr("model_store.store.list_entries", list_then_remove)
+    with pytest.raises(ModelNotFoundError):
+        store.open(second)
 
 
 def test_folders_and_files_that_are_no_models_are_not_listed(store: ModelStore, tiny: ModelId) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -214,6 +215,54 @@ def test_what_theseus_saves_is_an_ordinary_classifier_with_fewer_layers(
     model = load_classifier(output, world[2])
     assert model.config.num_hidden_layers == 2
     assert model(torch.tensor([[2, 5, 3]])).logits.shape == (1, 2)
+
+
+def altered(folder: Path, target: Path, tensors: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """A copy of a folder with other tensors."""
+    shutil.copytree(folder, target)
+    save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier"])
+def test_weights_under_other_names_are_refused_not_drawn_at_random(
+    world: tuple[Path, Path, StepContext], tmp_path: Path, kind: str
+) -> None:
+    folder = world[0] if kind == "encoder" else world[1]
+    wrapped = altered(folder, tmp_path / "w", lambda given: {f"_orig_mod.{name}": one for name, one in given.items()})
+    with pytest.raises(WeightsError, match=r"lack [0-9]+ of BertForSequenceClassification's, bert.* among others"):
+        load_classifier(wrapped, world[2])
+
+
+def test_an_encoder_may_lack_a_head_and_a_pooler_and_a_classifier_may_not(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    def headless(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: one for name, one in given.items() if "pooler" not in name and "classifier" not in name}
+
+    load_classifier(altered(world[0], tmp_path / "encoder", headless), world[2])
+    with pytest.raises(WeightsError, match="lack 4 of BertForSequenceClassification's"):
+        load_classifier(altered(world[1], tmp_path / "classifier", headless), world[2])
+
+
+def test_a_head_of_other_labels_is_refused_in_one_line(world: tuple[Path, Path, StepContext], tmp_path: Path) -> None:
+    def wider(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return given | {"classifier.weight": torch.zeros(3, 16), "classifier.bias": torch.zeros(3)}
+
+    with pytest.raises(WeightsError, match=r"can't be loaded: .*size mismatch") as refusal:
+        load_classifier(altered(world[1], tmp_path / "wide", wider), world[2])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused(
+    world: tuple[Path, Path, StepContext], tmp_path: Path
+) -> None:
+    shutil.copytree(world[0], tmp_path / "more")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "more")
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path / "more")
+    with pytest.raises(WeightsError, match="gives ids up to 51 and the model knows 51: call resize_token_embeddings"):
+        save_tokenizer(tmp_path / "more", tmp_path / "out")
 
 
 class _HeadOnly(Method):

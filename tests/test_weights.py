@@ -10,10 +10,18 @@ from model_store.builder.step import Shape
 from model_store.builder.weights import HubWeights, LocalWeights, inspect_weights
 
 
+def safetensors(numbers: bytes, shape: list[int] | None = None, kind: str = "U8") -> bytes:
+    """A file with one tensor."""
+    tensor = {"dtype": kind, "shape": [len(numbers)] if shape is None else shape, "data_offsets": [0, len(numbers)]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "numbers": tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + numbers
+
+
 def save(folder: Path, config: object, weights: bytes = b"numbers") -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(safetensors(weights))
     return folder
 
 
@@ -120,8 +128,31 @@ def test_a_configuration_that_is_none_is_refused_and_padding_may_have_no_id(tmp_
     assert inspect_weights(save(tmp_path, config)).max_positions == 512
 
 
-def test_weights_that_no_onnx_file_can_hold_are_refused(tmp_path: Path) -> None:
-    with save(tmp_path, {"num_hidden_layers": 6}).joinpath("model.safetensors").open("wb") as file:
-        file.truncate(2**31 + 1)  # of holes
+def test_weights_that_no_onnx_file_can_hold_in_float32_are_refused(tmp_path: Path) -> None:
+    file = save(tmp_path, {"num_hidden_layers": 6}) / "model.safetensors"
+    file.write_bytes(safetensors(b"", [2**29 + 1], "F16").replace(b"[0, 0]", b"[0, 9]") + bytes(9))
     with pytest.raises(WeightsError, match="more than the 2 GiB"):
+        inspect_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        safetensors(b"numbers")[:-1],
+        b"\xff" * 100,
+        safetensors(b"n").replace(b"shape", b"shave"),
+        b"\2" + bytes(7) + b"[]",
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_before_anything_is_trained(tmp_path: Path, content: bytes) -> None:
+    (save(tmp_path, {"num_hidden_layers": 6}) / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="no safetensors file, or not a whole one"):
+        inspect_weights(tmp_path)
+
+
+def test_weights_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
+    (save(tmp_path, {"num_hidden_layers": 6}) / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match="has no tokenizer"):
         inspect_weights(tmp_path)

@@ -51,7 +51,8 @@ def tiny_config(architecture: str = "bert", layers: int = 4) -> PretrainedConfig
         num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=40,
-        pad_token_id=0,
+        # In these families positions count from padding's id, and the server pads with 0 whatever it is.
+        pad_token_id=VOCABULARY.index("[MASK]") if architecture in {"roberta", "xlm-roberta", "mpnet"} else 0,
         **({"hidden_dim": 32} if architecture == "distilbert" else {"intermediate_size": 32}),
         **({"type_vocab_size": 1} if "roberta" in architecture else {}),
         **({"embedding_size": 8} if architecture == "electra" else {}),

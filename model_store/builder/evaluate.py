@@ -40,9 +40,12 @@ def predictions_of(problem: Problem, logits: Logits) -> Predictions:
 
 
 def agreement(problem: Problem, first: Predictions, second: Predictions) -> float:
-    """Share of texts on which both decide the same; for a regression, their correlation, at least 0."""
+    """Share of texts on which both decide the same; for a regression, their concordance, at least 0.
+
+    A correlation would not see another scale or offset, and it is the number that is served.
+    """
     if problem == "regression":
-        return max(0.0, Metric("pearson")(first, second))
+        return max(0.0, Metric("concordance")(first, second))
     same = first == second
     return float((same.all(axis=-1) if same.ndim == 2 else same).mean())
 
@@ -67,12 +70,12 @@ def run_encoded(classifier: Classifier, encoded: Sequence[EncodedText], batch: i
 
 
 def batch_difference(classifier: Classifier, items: Sequence[TextItem]) -> float:
-    """Largest |Δlogit| of texts alone against the same texts with batch-mates: of like and of other lengths."""
+    """`largest_difference` of texts alone and the same texts with batch-mates: of like and of other lengths."""
     encoded = [classifier.encode(item) for item in items]
     alone = run_encoded(classifier, encoded, 1)
     alike = run_encoded(classifier, encoded, 4)
     mixed = np.concatenate([classifier.run(encoded[start : start + 8]) for start in range(0, len(encoded), 8)])
-    return float(max(np.abs(alone - alike).max(), np.abs(alone - mixed).max()))
+    return max(largest_difference(alike, alone), largest_difference(mixed, alone))
 
 
 def time_alone(
@@ -129,9 +132,15 @@ def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem
     return [float(total) / len(items) for total in np.median(times, axis=1).sum(axis=-1)]
 
 
-def largest_difference(first: Logits, second: Logits) -> float:
-    """Largest |Δlogit|; where one is not finite, the largest number there is."""
-    return float(np.nan_to_num(np.abs(first - second), nan=float(np.finfo(np.float32).max)).max())
+def largest_difference(logits: Logits, reference: Logits) -> float:
+    """Largest |Δlogit|, ÷ the reference's largest |logit| where that is above 1.
+
+    A regression may answer with tens of thousands, of which float32 has seven digits. Where a logit is not finite, the
+    difference is beyond every bound.
+    """
+    largest = float(np.finfo(np.float32).max)
+    difference = float(np.nan_to_num(np.abs(logits - reference), nan=largest, posinf=largest).max())
+    return difference / max(1.0, float(np.nan_to_num(np.abs(reference), nan=0.0, posinf=0.0).max()))
 
 
 def tfidf_predictions(data: TaskData, split: str) -> Predictions:

@@ -51,7 +51,7 @@ def export_onnx(parameters: Parameters, parent: Path, output: Path, context: Ste
     some = sample(dev, PARITY_ROWS)
     encoder = TextEncoder(output / TOKENIZER_FILE, context.inputs)
     by_torch = torch_logits(load_classifier(parent, context), [encoder.encode(item) for item in some])
-    parity = largest_difference(by_torch, run_classifier(classifier, some))
+    parity = largest_difference(run_classifier(classifier, some), by_torch)
     artifact = measured(classifier, context.data)
     (latency,) = time_alone([classifier], sample(dev, TIMING_TEXTS))
     write_artifacts(output, [artifact.model_copy(update={"max_logit_difference": parity, "latency": (latency,)})])

@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Problem
+from model_store.statistics import concordance
 
 Predictions = NDArray[Any]
-MetricName = Literal["accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman"]
+MetricName = Literal["accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "concordance"]
 
 METRICS_OF: dict[Problem, tuple[MetricName, ...]] = {
     "single_label": ("accuracy", "f1", "macro_f1", "matthews"),
     "multi_label": ("micro_f1", "macro_f1", "accuracy"),
-    "regression": ("pearson", "spearman"),
+    "regression": ("pearson", "spearman", "concordance"),
 }
 """What each kind of problem can be judged by; the first is what a recipe gets that names none."""
 
@@ -43,6 +44,8 @@ class Metric:
           macro_f1: its mean over the labels that occur in predictions or targets (multi-label: over all labels)
         - matthews: `cov(p, t) / √(cov(p, p)·cov(t, t))` over the labels' indicators; 0 where a side is constant
         - pearson, spearman: the correlation of the numbers, or of their ranks; 0 where a side is constant
+        - concordance: `2·cov(p, t) / (var(p) + var(t) + (mean(p) - mean(t))²)`: the correlation, less what another
+          scale or offset takes away
         """
         if predictions.shape != targets.shape:
             raise ValueError(f"{self.name} of {predictions.shape} predictions and {targets.shape} targets")
@@ -102,4 +105,5 @@ _FUNCTIONS: dict[str, Callable[[Predictions, Predictions], float]] = {
     "matthews": _matthews,
     "pearson": _correlation,
     "spearman": _rank_correlation,
+    "concordance": concordance,
 }

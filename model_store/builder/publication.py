@@ -57,7 +57,7 @@ class Publication:
     def _newest(self, name: str) -> Manifest | None:
         versions = self.store.versions(name)
         with contextlib.suppress(IntegrityError):  # one that was damaged is not the same any more
-            return self.store.manifest(ModelId(name=name, version=versions[-1])) if versions else None
+            return self.store.open(ModelId(name=name, version=versions[-1])).manifest if versions else None
         return None
 
     def _answers_alike(self, published: Manifest, folder: Path) -> bool:

@@ -42,7 +42,9 @@ class Gate(Knobs):
     min_agreement: float | None = Field(default=None, ge=0, le=1, description="served file with its float32, on dev")
     min_size_ratio: float | None = Field(default=None, description="predecessor's bytes ÷ successor's")
     min_test_rows: int | None = Field(default=None, ge=1)
-    max_parity_difference: float = Field(default=1e-4, gt=0, description="largest |Δlogit| of torch and float32 ONNX")
+    max_parity_difference: float = Field(
+        default=1e-4, gt=0, description="of torch and float32 ONNX: largest |Δlogit|, ÷ the largest |logit| above 1"
+    )
 
 
 class Recipe(Knobs):

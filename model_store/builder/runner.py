@@ -17,6 +17,7 @@ from typing import Any
 from model_store.builder.errors import WorkFolderError
 from model_store.builder.progress import Progress
 from model_store.builder.step import Figures
+from model_store.disk import Disk
 
 STEP_FILE = "step.json"
 
@@ -38,6 +39,7 @@ class Runner:
     def __init__(self, work: Path, progress: Progress) -> None:
         self.work = work
         self.progress = progress
+        self._disk = Disk()
 
     def folder(self, operator: str, key: str) -> Path:
         """Where the result of a key is, or will be."""
@@ -96,8 +98,16 @@ class Runner:
         start = time.monotonic()
         figures = work(output, scratch)
         seconds = time.monotonic() - start
-        record = {"operator": operator, "key": key, "seconds": seconds, "figures": figures}
+        record = {
+            "operator": operator,
+            "key": key,
+            "seconds": seconds,
+            "figures": figures,
+            "files": {str(file.relative_to(output)): file.stat().st_size for file in _files(output)},
+        }
         (output / STEP_FILE).write_text(json.dumps(record), encoding="utf-8")
+        for path in (*_files(output), output):
+            self._disk.sync(path)  # else a power cut may leave the record, and of the rest the names
         shutil.rmtree(folder, ignore_errors=True)  # what is left of one whose removal was interrupted
         output.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
@@ -106,12 +116,23 @@ class Runner:
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    """What is recorded of a result; None where there is none, or it was lost with the power."""
+    """What is recorded of a result; None where there is none, or it is not whole any more."""
     try:
         record = json.loads((folder / STEP_FILE).read_bytes())
-    except (OSError, ValueError):
+        whole = all((folder / file).stat().st_size == size for file, size in record["files"].items())
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # lost with the power, or written by another version
         return None
-    return record if isinstance(record, dict) else None
+    return record if whole else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def key_of(*parts: object) -> str:

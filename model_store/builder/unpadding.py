@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+from model_store.builder.evaluate import largest_difference
 from model_store.classifier import PROVIDERS, open_session
 
 MARK = "successor.unpadded"
@@ -81,7 +82,8 @@ def _agree(source: Path, target: Path) -> bool:
     for file in (source, target):
         session = open_session(str(file), PROVIDERS["cpu"], 1)
         logits.append(session.run(None, {entry.name: feeds[entry.name] for entry in session.get_inputs()})[0])
-    return logits[0].shape == logits[1].shape and bool(np.abs(logits[0] - logits[1]).max() <= _SAME_LOGITS)
+    padded, unpadded = logits
+    return bool(padded.shape == unpadded.shape) and largest_difference(unpadded, padded) <= _SAME_LOGITS
 
 
 def _inferred(model: onnx.ModelProto) -> dict[str, _Shape]:

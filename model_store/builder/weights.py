@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,8 @@ _TOKENIZER_FILES = (
 )
 # An ONNX file, as a message of protobuf, can't be larger; in float32, as it is exported.
 _MOST_BYTES = 2**31
+# Of a safetensors file, as the library has it.
+_MOST_HEADER_BYTES = 100_000_000
 # Nothing else: the other formats that weights come in are pickles, which run what they hold.
 _WEIGHT_FILES = "*.safetensors"
 
@@ -150,14 +153,7 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
     Raises:
         WeightsError: the folder is not one that transformers saved.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"predecessor: {folder} has no config.json that can be read: name a model's folder"
-        ) from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"predecessor: {folder}/config.json is not a model's configuration")
+    config = read_config(folder)
     layers = next((config[key] for key in LAYER_KEYS if isinstance(config.get(key), int)), None)
     if layers is None:
         raise WeightsError(f"predecessor: {folder}/config.json names no number of layers ({', '.join(LAYER_KEYS)})")
@@ -167,10 +163,12 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
             f"predecessor: {folder} has no weights ({_WEIGHT_FILES}): other formats are not read,"
             " so save the model again with transformers' save_pretrained"
         )
-    if sum(file.stat().st_size for file in files) > _MOST_BYTES:
+    if _float32_bytes(files) > _MOST_BYTES:
         raise WeightsError(f"predecessor: the weights in {folder} are more than the 2 GiB that an ONNX file can hold")
-    tuned = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    tuned = is_tuned(config)
     tokenizer = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
+    if not tokenizer:
+        raise WeightsError(f"predecessor: {folder} has no tokenizer: put its files beside the weights")
     return PretrainedInfo(
         folder=folder,
         sha256=_digest([folder / "config.json", *files]),
@@ -179,6 +177,51 @@ def inspect_weights(folder: Path) -> PretrainedInfo:
         labels=_labels(config, folder) if tuned else None,
         max_positions=_max_positions(config),
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the weights in a folder.
+
+    Raises:
+        WeightsError: there is none that can be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"predecessor: {folder} has no config.json that can be read: name a model's folder"
+        ) from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"predecessor: {folder}/config.json is not a model's configuration")
+    return config
+
+
+def is_tuned(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is a classifier's, not an encoder's."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def _float32_bytes(files: Sequence[Path]) -> int:
+    """How many bytes the tensors of safetensors files take in float32, by the files' headers.
+
+    Raises:
+        WeightsError: a file has no such header, or not as many bytes as it says.
+    """
+    count = 0
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, _MOST_HEADER_BYTES)))
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            count += sum(math.prod(tensor["shape"]) for tensor in tensors)
+            size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+            whole = path.stat().st_size == size
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise WeightsError(f"predecessor: {path} is no safetensors file, or not a whole one: fetch it again")
+    return 4 * count
 
 
 def _digest(files: Sequence[Path]) -> str:

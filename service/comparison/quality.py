@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Problem
-from model_store.statistics import Estimate, difference_of_proportions, mcnemar, paired_bootstrap, proportion
+from model_store.statistics import (
+    Estimate,
+    concordance,
+    difference_of_proportions,
+    mcnemar,
+    paired_bootstrap,
+    proportion,
+)
 from service.comparison.measure import Answer, Key
 from service.comparison.texts import Label
 
@@ -31,10 +38,10 @@ class Quality:
         self._answers: dict[Key, Sequence[Answer]] = {"a": a, "b": b}
         self._labels = labels
 
-    def agreement(self) -> Estimate | None:
-        """The share of texts on which both answer the same; None for a regression."""
+    def agreement(self) -> Estimate:
+        """The share of texts on which both answer the same; for a regression, the concordance of their numbers."""
         if self._regression:
-            return None
+            return paired_bootstrap(concordance, *(np.array(self._answers[key], np.float64) for key in ("a", "b")))
         pairs = list(zip(self._answers["a"], self._answers["b"], strict=True))
         return proportion(sum(a == b for a, b in pairs), len(pairs))
 

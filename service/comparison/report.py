@@ -25,7 +25,7 @@ Closed loop over keep-alive connections, after a warm-up. At 1 connection reques
 connections blocks of the same texts in the same order alternate in the same way. Brackets hold 95 % intervals: \
 latencies from order statistics, the speed-up from a paired bootstrap of {pairs} pairs of requests, the ratio of \
 throughputs from Student's distribution over blocks, shares from Wilson's score, differences from Bonett and Price's, \
-correlations from a bootstrap of texts. \
+regressions' figures from a bootstrap of texts. \
 Accuracy, agreement and throughput come from the same answers. Load: {generator}."""
 
 
@@ -46,8 +46,7 @@ def rows(comparison: Comparison) -> list[Row]:
     if a.pearson is not None or b.pearson is not None:
         both.append(("Pearson's r", _pearson, _correlations(comparison.pearson_difference)))
         both.append(("retention", lambda _: "", _percent(comparison.retention)))
-    if comparison.agreement is not None:
-        both.append(("agreement", lambda _: "", _agreement(comparison)))
+    both.append(("agreement", lambda _: "", _agreement(comparison)))
     for connections in a.connections:
         many = connections != "1"
         label = f"{connections} connection{'s' if many else ''}"
@@ -178,11 +177,8 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 
 
 def _agreement(comparison: Comparison) -> str:
-    shown = _percent(comparison.agreement)
-    if comparison.agreement_interval is not None:
-        low, high = comparison.agreement_interval
-        shown += f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return shown
+    low, high = comparison.agreement_interval
+    return f"{_percent(comparison.agreement)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _ratio(ratio: Estimate) -> str:

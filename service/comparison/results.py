@@ -63,7 +63,7 @@ class Comparison(Figures):
         speedup: median latency of A ÷ that of B, at one connection.
         throughput_ratio: answers a second of B ÷ those of A, at many connections.
         size_ratio: bytes of A's file ÷ those of B's.
-        agreement: share of texts on which both give the same label; null for regressions.
+        agreement: share of texts on which both give the same label; for regressions, the concordance of their numbers.
         retention: B's accuracy (for regressions: Pearson correlation) ÷ A's.
         accuracy_difference: B's accuracy minus A's, on the same texts; null for regressions.
         pearson_difference: for regressions, B's correlation with the labels minus A's, on the same texts.
@@ -75,8 +75,8 @@ class Comparison(Figures):
     speedup: Estimate
     throughput_ratio: Estimate
     size_ratio: float
-    agreement: float | None
-    agreement_interval: tuple[float, float] | None
+    agreement: float
+    agreement_interval: tuple[float, float]
     retention: float | None
     accuracy_difference: Estimate | None
     pearson_difference: Estimate | None
@@ -143,8 +143,8 @@ def summarise(
         speedup=speedup,
         throughput_ratio=throughput_ratio,
         size_ratio=figures["a"].bytes / figures["b"].bytes,
-        agreement=agreement.value if agreement else None,
-        agreement_interval=agreement.interval if agreement else None,
+        agreement=agreement.value,
+        agreement_interval=agreement.interval,
         retention=quality.retention(),
         accuracy_difference=difference,
         pearson_difference=pearson_difference,
