@@ -107,8 +107,12 @@ def read_keys(path: Path) -> bytes:
     """
     try:
         return read_record(path)
+    except FileNotFoundError as error:
+        raise KeysFileError(f"there are no API keys in {path}: make one with `successor keys new`") from error
     except OSError as error:
-        raise KeysFileError(f"the API keys in {path} can't be read ({error.strerror}): `successor keys new`") from error
+        raise KeysFileError(
+            f"the API keys in {path} can't be read ({error.strerror}): check who may, they are digests"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.errors import outcome_of
+from service.errors import OUTCOMES, ROUTING, UNEXPECTED, outcome_of
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -107,13 +107,22 @@ class Metrics:
         )
         self.refusals = Counter("successor_refusals", "Requests refused or failed", ("reason",), registry=registry)
         self.worker_restarts = Counter("successor_worker_restarts", "Workers replaced", ("reason",), registry=registry)
+        # From 0 on: the first of them is an increase that an alert can see.
         for reason in _RESTART_REASONS:
-            self.worker_restarts.labels(reason)  # from 0 on: the first restart is an increase that an alert can see
+            self.worker_restarts.labels(reason)
+        for outcome in (*OUTCOMES.values(), *ROUTING.values(), UNEXPECTED):
+            self.refusals.labels(outcome.code)
         self.queue_depth = Gauge(
             "successor_queue_depth", "Texts that wait for a worker", registry=registry, multiprocess_mode="livesum"
         )
         self.loaded_versions = Gauge(
             "successor_loaded_versions", "Versions that can answer", registry=registry, multiprocess_mode="livemax"
+        )
+        self.unserved_references = Gauge(
+            "successor_unserved_references",
+            "References that can't be served, or only by the version that they meant before",
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.resident_bytes = Gauge(
             "successor_resident_memory_bytes", "Resident memory", registry=registry, multiprocess_mode="livesum"

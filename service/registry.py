@@ -268,6 +268,7 @@ class Registry:
         before = self.table
         self.table = Table(routes, models, aliases, failures, unloaded, self._warnings(routes, failures))
         self._metrics.loaded_versions.set(len(models))
+        self._metrics.unserved_references.set(len(failures))
         self._report(before)
 
     def _warnings(self, routes: dict[str, Route], failures: dict[str, str]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, data: bytes) -> None
 
 
 def test_a_server_does_not_start_without_the_keys_that_it_was_told_of(tmp_path: Path) -> None:
-    with pytest.raises(KeysFileError, match=r"can't be read \(No such file or directory\): `successor keys new`"):
+    with pytest.raises(KeysFileError, match=r"there are no API keys in .*: make one with `successor keys new`"):
         Keyring(tmp_path / "keys.json")
 
 
@@ -127,6 +127,19 @@ def test_any_other_key_is_refused_without_being_repeated(tmp_path: Path, key: st
         ring.admit(headers, "infer")
     assert digest_of("i") not in str(caught.value)
     assert "wrong" not in str(caught.value).replace("it is wrong", "")
+
+
+def test_keys_of_one_rate_do_not_use_up_each_others(tmp_path: Path) -> None:
+    keys = [entry(name, "infer", name=name, requests_per_second=1) for name in ("a", "b")]
+    path = write_keys(tmp_path / "keys.json", *keys)
+    (tmp_path / "shared").mkdir()
+    for folder in (None, tmp_path / "shared"):
+        ring = Keyring(path, folder, clock=lambda: 100.0)
+        ring.admit(sent("a"), "infer")
+        with pytest.raises(RateLimitedError):
+            ring.admit(sent("a"), "infer")
+        assert ring.admit(sent("b"), "infer") == "b"
+        ring.close()
 
 
 def test_callers_without_a_key_may_do_what_the_file_says_and_those_with_a_wrong_one_nothing(tmp_path: Path) -> None:

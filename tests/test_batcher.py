@@ -143,6 +143,15 @@ def test_nobody_joins_if_that_makes_the_leader_miss_its_deadline(model: ServedMo
     assert formed(queue(leader, other)) == [leader]
 
 
+def test_nobody_joins_who_would_miss_a_deadline_of_its_own_by_it(model: ServedModel) -> None:
+    together = model.cost.predict(2, 20)
+    for left, joined in ((0.9 * together, 1), (1.1 * together, 2)):
+        # Out of patience, and so the leader, though its deadline is later.
+        leader = item(model, 20, arrived=-2 * PATIENCE_S, deadline=100.0)
+        other = item(model, 20, arrived=0.0, deadline=left)
+        assert len(formed(queue(leader, other))) == joined
+
+
 def test_models_are_never_mixed(model: ServedModel) -> None:
     another = served()
     mine, theirs = item(model, arrived=0.0), item(another, arrived=0.1)

@@ -108,6 +108,34 @@ def test_accuracy_agreement_retention_and_mcnemar_are_counted_by_label_name() ->
     assert found.labelled == 200
 
 
+def test_throughput_at_many_connections_is_of_the_time_that_passed() -> None:
+    answers: dict[Key, Sequence[Answer]] = {"a": ["positive"] * 16, "b": ["positive"] * 16}
+    sides, examples, samples, conditions = arguments(answers, ["positive"] * 16, "single_label", {"a": 0.02, "b": 0.01})
+    # Four at a time: of the 16 texts of a block that takes a second, each takes a quarter of it.
+    keys: tuple[Key, Key] = ("a", "b")
+    together = [
+        Sample(key, 16, block, text, block * 10 + text // 4 * 0.25, 0.25, "positive")
+        for key in keys
+        for block in range(2)
+        for text in range(16)
+    ]
+    found = summarise(sides, examples, [*(one for one in samples if one.connections == 1), *together], conditions)
+    assert found.a.connections["16"].throughput == pytest.approx(16)
+
+
+def test_of_several_answers_to_a_text_the_first_counts() -> None:
+    answers: dict[Key, Sequence[Answer]] = {"a": ["positive"] * 8, "b": ["positive"] * 8}
+    sides, examples, samples, conditions = arguments(answers, ["positive"] * 8, "single_label", {"a": 0.02, "b": 0.01})
+    later: tuple[tuple[Key, str], ...] = (("a", "positive"), ("b", "negative"))
+    again = [
+        Sample(key, 16, BLOCKS + block, text, 9e3 + text, 0.01, answer)
+        for key, answer in later
+        for block in range(2)
+        for text in range(8)
+    ]
+    assert summarise(sides, examples, [*samples, *again], conditions).b.accuracy == 1.0
+
+
 def test_texts_without_a_label_count_for_agreement_and_not_for_accuracy() -> None:
     labels = ["positive", None] * 100
     found = comparison({"a": POSITIVE, "b": right_until(150)}, labels)

@@ -660,6 +660,97 @@ def test_batches_are_counted() -> None:
     run(scenario)
 
 
+def test_waits_and_calls_are_counted_in_seconds() -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            registry = CollectorRegistry()
+            metrics = Metrics(registry)
+            classifier = FakeClassifier(blocked=True)
+            model = served(classifier, metrics=metrics)
+            first = it.submit(model, "first")
+            await begun(classifier)
+            second = it.submit(model, "second")
+            it.clock.now += 2.0  # the first is computed, the second waits
+            classifier.release()
+            answers = [(await job.future)[0] for job in (first, second)]
+            it.engine.sample()
+            metrics.flush()
+            assert [(answer.queue_s, answer.inference_s) for answer in answers] == [(0.0, 2.0), (2.0, 0.0)]
+            for name in ("queue", "inference"):
+                for suffix, expected in (("sum", 2.0), ("count", 2)):
+                    found = registry.get_sample_value(
+                        f"successor_{name}_seconds_{suffix}", {"model": "fake", "version": "1"}
+                    )
+                    assert found == expected, name
+
+    run(scenario)
+
+
+def test_a_slow_tokenisation_is_no_wait() -> None:
+    async def scenario() -> None:
+        async with bench() as it:
+            registry = CollectorRegistry()
+            metrics = Metrics(registry)
+            classifier = FakeClassifier()
+            encode = classifier.encode
+
+            def slow(item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
+                it.clock.now += 3.0
+                return encode(item, truncate=truncate, side=side)
+
+            classifier.encode = slow  # type: ignore[method-assign]
+            (answer,) = await it.submit(served(classifier, metrics=metrics), "a text").future
+            assert (answer.tokenisation_s, answer.queue_s) == (3.0, 0.0)
+            it.engine.sample()
+            metrics.flush()
+            labels = {"model": "fake", "version": "1"}
+            assert registry.get_sample_value("successor_tokenisation_seconds_sum", labels) == 3.0
+
+    run(scenario)
+
+
+def test_what_waits_is_shared_among_the_workers() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        async with bench(workers=2) as it:
+            busy = [it.submit(model, f"busy {number}") for number in range(2)]
+            for _ in busy:
+                await begun(classifier)
+            waiting = [it.submit(model, f"text {number}") for number in range(6)]
+            await true(lambda: it.engine._pool.depth == 6)
+            classifier.release()
+            await asyncio.gather(*(job.future for job in (*busy, *waiting)))
+        assert max(len(batch) for batch in classifier.batches) == 3
+
+    run(scenario)
+
+
+def test_who_has_gone_before_tokenisation_costs_none() -> None:
+    async def scenario() -> None:
+        classifier = FakeClassifier(blocked=True)
+        model = served(classifier)
+        seen: list[str] = []
+        encode = classifier.encode
+
+        def noting(item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
+            seen.append(item.text)
+            return encode(item, truncate=truncate, side=side)
+
+        classifier.encode = noting  # type: ignore[method-assign]
+        async with bench() as it:
+            first = it.submit(model, "first")
+            await begun(classifier)
+            gone, stays = it.submit(model, "gone"), it.submit(model, "stays")
+            it.engine.abandon(gone)
+            assert isinstance(await failure(gone.future), ClientGoneError)
+            classifier.release()
+            await asyncio.gather(first.future, stays.future)
+        assert seen == ["first", "stays"]
+
+    run(scenario)
+
+
 def test_one_call_in_which_the_process_was_stopped_locks_nobody_out() -> None:
     async def scenario() -> None:
         model = served()

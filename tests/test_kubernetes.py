@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from service.app import create_app
 from service.settings import Settings
-from tests.docker.deployment import ROOT, drain_bound_s
+from tests.docker.deployment import DOCKERFILE, ROOT, drain_bound_s
 from tests.docker.monitoring import metrics_in, samples_exposed
 from tests.docker.published_types import PublishedTypes
 
@@ -34,6 +35,12 @@ DEPLOYMENT = MANIFESTS["deployment.yaml, Deployment"]
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 RUNTIME = MANIFESTS["kserve/inference-service.yaml, ServingRuntime"]["spec"]
 INFERENCE_SERVICE = MANIFESTS["kserve/inference-service.yaml, InferenceService"]["spec"]
+SCALERS = {
+    name.removesuffix(", HorizontalPodAutoscaler"): manifest["spec"]
+    for name, manifest in MANIFESTS.items()
+    if manifest["kind"] == "HorizontalPodAutoscaler"
+}
+LOADING = MANIFESTS["loading/pod.yaml, Pod"]["spec"]
 ADAPTER = yaml.safe_load(MANIFESTS["metrics-adapter/config.yaml, ConfigMap"]["data"]["config.yaml"])["rules"]
 
 
@@ -82,14 +89,83 @@ def test_pods_are_confined_as_the_compose_file_confines(container: dict[str, Any
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_offers() -> None:
-    pods = [
-        metric["pods"]
-        for metric in MANIFESTS["autoscaler.yaml, HorizontalPodAutoscaler"]["spec"]["metrics"]
-        if "pods" in metric
-    ]
+    pods = [metric["pods"] for metric in SCALERS["metrics-adapter/autoscaler.yaml"]["metrics"] if "pods" in metric]
     assert [one["metric"]["name"] for one in pods] == [rule["name"]["as"] for rule in ADAPTER]
     for rule in ADAPTER:
         assert metrics_in(rule["seriesQuery"]) <= set(samples_exposed())
+        assert metrics_in(rule["metricsQuery"].replace("<<.Series>>", "successor_queue_seconds_bucket")) <= set(
+            samples_exposed()
+        )
+    (wait,) = pods
+    assert parse_quantity(wait["target"]["averageValue"]) < 1  # seconds
+
+
+def test_without_the_adapter_nothing_is_asked_for_that_can_not_be_had() -> None:
+    """As long as one of an autoscaler's metrics can't be had, it takes no replica away."""
+    plain, adapted = SCALERS["autoscaler.yaml"], SCALERS["metrics-adapter/autoscaler.yaml"]
+    assert [metric["type"] for metric in plain["metrics"]] == ["Resource"]
+    assert {key: value for key, value in plain.items() if key != "metrics"} == {
+        key: value for key, value in adapted.items() if key != "metrics"
+    }
+    assert plain["metrics"][0] in adapted["metrics"]
+
+
+@pytest.mark.parametrize("name", ["autoscaler.yaml", "metrics-adapter/autoscaler.yaml"])
+def test_an_autoscaler_scales_the_deployment(name: str) -> None:
+    target = SCALERS[name]["scaleTargetRef"]
+    assert target == {key: DEPLOYMENT[key] for key in ("apiVersion", "kind")} | {"name": DEPLOYMENT["metadata"]["name"]}
+    assert MANIFESTS[f"{name}, HorizontalPodAutoscaler"]["metadata"]["name"] == DEPLOYMENT["metadata"]["name"]
+
+
+def test_ports_are_those_that_the_service_listens_on() -> None:
+    port = Settings.model_fields["port"].default
+    for container in (POD["containers"][0], RUNTIME["containers"][0]):
+        assert [one["containerPort"] for one in container["ports"]] == [port]
+    annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port)
+    (published,) = MANIFESTS["service.yaml, Service"]["spec"]["ports"]
+    (named,) = POD["containers"][0]["ports"]
+    assert published["targetPort"] == named["name"]
+    probes = [probe["httpGet"]["port"] for kind, probe in RUNTIME["containers"][0].items() if kind.endswith("Probe")]
+    assert set(probes) == {port}
+
+
+@pytest.mark.parametrize("pod", [POD, LOADING], ids=["deployment", "loading"])
+def test_pods_run_as_the_images_user_and_find_the_store_where_the_image_has_it(pod: dict[str, Any]) -> None:
+    (user,) = re.findall(r"^USER (\d+)", DOCKERFILE.read_text(), re.MULTILINE)[:1]
+    (store,) = set(re.findall(r"SUCCESSOR_STORE_DIR=(\S+)", DOCKERFILE.read_text()))
+    (state,) = set(re.findall(r"SUCCESSOR_STATE_DIR=(\S+)", DOCKERFILE.read_text()))
+    assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == int(user)
+    assert RUNTIME["containers"][0]["securityContext"]["runAsUser"] == int(user)
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["store"] == store
+    assert mounts.get("state", state) == state
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+
+
+def test_kserves_runtime_finds_the_store_where_kserve_mounts_models() -> None:
+    environment = {one["name"]: one for one in RUNTIME["containers"][0]["env"]}
+    assert environment["SUCCESSOR_STORE_DIR"]["value"] == "/mnt/models"
+
+
+@pytest.mark.parametrize("container", [POD["containers"][0], RUNTIME["containers"][0]], ids=["deployment", "kserve"])
+def test_a_replica_has_as_many_workers_as_cores(container: dict[str, Any]) -> None:
+    threads = next(one for one in container["env"] if one["name"] == "SUCCESSOR_THREADS")
+    assert threads["valueFrom"]["resourceFieldRef"] == {"resource": "limits.cpu", "divisor": "1"}
+
+
+def test_what_is_commented_out_is_valid_once_it_is_not() -> None:
+    optional = re.compile(r"^( *)# (- \{name: (?:SUCCESSOR_|keys)|- name: keys|  secret:)", re.MULTILINE)
+    text = optional.sub(r"\1\2", (KUBERNETES / "deployment.yaml").read_text())
+    manifest = yaml.safe_load(text)
+    kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
+    pod = manifest["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert environment["SUCCESSOR_API_KEYS_FILE"] == f"{mounts['keys']}/keys.json"
+    assert {"name": "keys", "secret": {"secretName": "successor-keys"}} in pod["volumes"]
+    assert environment["SUCCESSOR_OPERATIONS_PORT"] == "9090"
 
 
 def test_everything_selects_the_pods_of_the_deployment() -> None:
@@ -107,6 +183,11 @@ def test_kserve_routes_the_open_inference_protocol_to_the_runtime() -> None:
     assert [model["protocolVersion"]] == RUNTIME["protocolVersions"] == ["v2"]
     assert model["modelFormat"]["name"] in {known["name"] for known in RUNTIME["supportedModelFormats"]}
     assert model["runtime"] == MANIFESTS["kserve/inference-service.yaml, ServingRuntime"]["metadata"]["name"]
+
+
+def parse_quantity(quantity: str) -> float:
+    """A number of Kubernetes, as far as it is used here."""
+    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.errors import OUTCOMES, ROUTING, UNEXPECTED
 from service.metrics import BulkHistogram, Metrics
 
 
@@ -46,6 +47,13 @@ def test_restarts_are_counted_from_0_so_that_the_first_is_an_increase() -> None:
     (restarts,) = [family for family in families if family.name == "successor_worker_restarts"]
     totals = [sample for sample in restarts.samples if sample.name.endswith("_total")]
     assert {sample.labels["reason"]: sample.value for sample in totals} == {"died": 0, "stuck": 0}
+
+
+def test_refusals_are_counted_from_0_so_that_the_first_is_an_increase() -> None:
+    families = text_string_to_metric_families(Metrics(CollectorRegistry()).expose().decode())
+    (refusals,) = [family for family in families if family.name == "successor_refusals"]
+    totals = {one.labels["reason"]: one.value for one in refusals.samples if one.name.endswith("_total")}
+    assert totals == dict.fromkeys((one.code for one in (*OUTCOMES.values(), *ROUTING.values(), UNEXPECTED)), 0)
 
 
 def test_a_sample_sets_depth_and_memory() -> None:
@@ -93,7 +101,7 @@ def test_a_scrape_waits_for_what_another_thread_is_putting_in() -> None:
 def test_two_processes_can_each_have_their_own() -> None:
     first, second = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
     first.refusals.labels("overloaded").inc()
-    assert b'reason="overloaded"' not in second.expose()
+    assert b'reason="overloaded"} 0.0' in second.expose()
 
 
 @pytest.mark.slow

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
 
-from service.errors import OUTCOMES, ROUTING, UNEXPECTED
+from service.errors import OUTCOMES, ROUTING, UNEXPECTED, DeadlineUnreachableError, OverloadedError
 from service.settings import Settings
 from tests.docker.monitoring import (
     ROOT,
     alert_queries,
+    labels_exposed,
     load_dashboard,
     load_rules,
     metrics_in,
@@ -50,6 +53,40 @@ def test_errors_are_all_codes_of_500_and_above_but_those_for_what_a_client_asked
     outcomes = (*OUTCOMES.values(), *ROUTING.values(), UNEXPECTED)
     ours = {one.code for one in outcomes if one.status >= 500 and one.type != "invalid_request_error"}
     assert sorted(reasons.split("|")) == sorted(ours)
+
+
+def test_every_reason_that_a_query_names_is_one_that_the_service_has() -> None:
+    codes = {one.code for one in (*OUTCOMES.values(), *ROUTING.values(), UNEXPECTED)}
+    lists = [found for query in queries().values() for found in re.findall(r'reason=~?"([^"]+)"', query)]
+    named = {reason for one in lists for reason in one.split("|")}
+    assert named
+    assert named <= codes
+    (overloaded,) = re.findall(r'reason=~"([^"]+)"', recorded()["successor:requests_overloaded:ratio_rate5m"])
+    assert set(overloaded.split("|")) == {OUTCOMES[error].code for error in (OverloadedError, DeadlineUnreachableError)}
+
+
+@pytest.mark.parametrize(("name", "query"), queries().items(), ids=queries())
+def test_every_label_that_a_query_groups_by_is_one_that_its_series_have(name: str, query: str) -> None:
+    labels = {label for one in metrics_in(query) for label in labels_exposed()[one]} | {"instance", "le"}
+    for recording in recorded_in(query):
+        labels |= {one for found in re.findall(r"by \(([^)]+)\)", recorded()[recording]) for one in found.split(", ")}
+    for found in re.findall(r"by \(([^)]+)\)", query):
+        assert set(found.split(", ")) <= labels
+
+
+def test_the_alerts_pass_their_own_tests() -> None:
+    """The same that `promtool` says where a container engine is; Debian's package `prometheus` has it."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run(
+        [promtool, "test", "rules", "tests.yml"],
+        cwd=ROOT / "docker/prometheus",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:

@@ -238,6 +238,122 @@ def test_under_load_sigterm_leaves_no_accepted_request_without_an_answer(
     assert set(answered) == {200}
 
 
+_ENDLESS_CALLS = (
+    "import sys, threading\nimport service.workers as workers\nrun = workers.run_isolated\n"
+    "def stuck(classifier, items):\n"
+    "    if any(item.text.text == 'endless' for item in items):\n"
+    "        print('stuck', file=sys.stderr, flush=True)\n        threading.Event().wait()\n"
+    "    return run(classifier, items)\n"
+    "workers.run_isolated = stuck\n"
+)
+
+
+@contextlib.contextmanager
+def endless_request(running: RunningServer, requests: int = 1) -> Iterator[list[http.client.HTTPConnection]]:
+    """Requests that the server never has an answer to; it is at the first of them."""
+    assert running.process.stderr is not None
+    connections = [running.connect() for _ in range(requests)]
+    try:
+        for connection in connections:
+            connection.request("POST", "/v1/classify", json.dumps({"model": "tiny", "input": "endless"}))
+        while running.process.stderr.readline() != "stuck\n":
+            assert running.process.poll() is None
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_what_is_in_flight_at_the_end_has_the_time_that_the_setting_says(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    with (
+        server(store, tmp_path, before=_ENDLESS_CALLS, drain_ms="1000", request_timeout_ms="60000") as running,
+        endless_request(running) as (connection,),
+    ):
+        begun = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (503, "shutting_down")
+        assert time.monotonic() - begun > 0.9
+        running.process.communicate(timeout=20)
+        assert time.monotonic() - begun < 15
+        assert running.process.returncode == 0
+
+
+def test_a_second_signal_cuts_one_process_short_and_none_of_several(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    for processes, patient in (("1", False), ("2", True)):
+        with (
+            server(
+                store,
+                tmp_path,
+                before=_ENDLESS_CALLS,
+                drain_ms="3000",
+                request_timeout_ms="60000",
+                processes=processes,
+            ) as running,
+            endless_request(running, 4),
+        ):
+            children = psutil.Process(running.process.pid).children(recursive=True) if patient else []
+            begun = time.monotonic()
+            for _ in range(2):
+                for process in (psutil.Process(running.process.pid), *children):
+                    process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+            running.process.communicate(timeout=30)
+            assert (time.monotonic() - begun > 2.5) == patient
+
+
+def test_processes_whose_parent_was_killed_end_as_well(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    with server(store, tmp_path, processes="2") as running:
+        children = [psutil.Process(pid) for pid in server_processes(running)]
+        assert len(children) == 2
+        running.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        for process in alive:
+            process.kill()
+        assert alive == []
+        running.process.communicate(timeout=20)
+
+
+def test_a_terminal_that_interrupts_all_leaves_the_end_to_the_parent(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    with server(store, tmp_path, processes="2") as running:
+        own = os.getpgid(running.process.pid)
+        assert all(os.getpgid(pid) != own for pid in server_processes(running))
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "deaf.py"
+    program.write_text(
+        "import signal, socket, sys, time\n"
+        "import service.processes as processes\n"
+        "from service.settings import load_settings\n"
+        "processes._END_MARGIN_S = 0.5\n"
+        "def deaf(settings, listeners, control):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    print('deaf', flush=True)\n"
+        "    while True:\n        time.sleep(1)\n"
+        "if __name__ == '__main__':\n"
+        "    with socket.socket() as listener:\n"
+        "        sys.exit(processes.Supervisor(load_settings(processes=2, drain_ms=100), [listener], deaf).serve())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, str(program)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert [running.stdout.readline() for _ in range(2)] == ["deaf\n", "deaf\n"]
+        children = [one for one in psutil.Process(running.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+        assert len(children) == 2
+        running.terminate()
+        assert running.wait(20) == 1
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
 def test_a_client_that_hangs_up_is_not_waited_for(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
     with server(store, tmp_path) as running:
         body = json.dumps({"model": "tiny", "input": ["a good film"] * 200}).encode()

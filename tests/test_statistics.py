@@ -88,6 +88,8 @@ def test_pairing_removes_what_both_sides_share() -> None:
 def test_a_ratio_of_medians_is_the_known_one() -> None:
     estimate = ratio_of_medians(np.array([4.0, 6.0, 5.0] * 10), np.array([2.0, 3.0, 2.5] * 10))
     assert estimate.value == 2
+    one_outlier = ratio_of_medians(np.array([4.0, 6.0, 5.0, 900.0]), np.array([2.0, 3.0, 2.5, 2.5]))
+    assert one_outlier.value == pytest.approx(5.5 / 2.5)
     assert 1.5 < estimate.low <= 2 <= estimate.high < 2.5
 
 

@@ -7,20 +7,23 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from model_store.builder.batches import Batch, LengthGroupedOrder
 from model_store.builder.errors import BuildExtraError, TrainingError, WeightsError
+from model_store.builder.layers import ReplaceableLayers
 from model_store.builder.loading import load_classifier, save_tokenizer
 from model_store.builder.operators import distill, drop_layers, fine_tune, theseus
 from model_store.builder.pipeline import make_plan
@@ -205,6 +208,31 @@ def test_theseus_trains_the_successors_layers_and_nothing_else(run: Run, world: 
     rates = [entry["replacing_rate"] for entry in figures["history"] if "replacing_rate" in entry]
     assert rates == sorted(rates)
     assert rates[-1] == 1.0
+
+
+@pytest.mark.slow
+def test_theseus_trains_through_the_gates_that_seed_and_step_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[list[bool]] = []
+    modules = ReplaceableLayers.__iter__
+
+    def noted(self: ReplaceableLayers) -> Iterator[nn.Module]:
+        if self.training:
+            used.append(list(self.gates))
+        return modules(self)
+
+    monkeypatch.setattr(ReplaceableLayers, "__iter__", noted)
+    drawn: dict[int, list[list[bool]]] = {}
+    for seed in (0, 1):
+        used.clear()
+        _, figures = run(THESEUS, f"seed {seed}", seed=seed)
+        drawn[seed] = list(used)
+        assert drawn[seed] == [theseus.draw_gates(THESEUS.rate(step, STEPS), 2, seed, step) for step in range(STEPS)]
+        logged = [entry for entry in figures["history"] if "replacing_rate" in entry]
+        for before, entry in itertools.pairwise([{"step": 0}, *logged]):
+            shares = np.mean(used[before["step"] : entry["step"]], axis=0)
+            assert [entry["gate_0"], entry["gate_1"]] == pytest.approx(shares.tolist())
+    assert drawn[0] != drawn[1]
+    assert not all(all(gates) for gates in drawn[0])
 
 
 @pytest.mark.slow

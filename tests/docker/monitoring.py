@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from service.metrics import Metrics, Observations
 
@@ -82,6 +83,18 @@ def without_data(queries: Mapping[str, str], ask: Ask) -> list[str]:
 
 def samples_exposed() -> dict[str, set[str]]:
     """The samples that a service exposes that has served, by name, with the bounds of their buckets."""
+    samples: dict[str, set[str]] = {}
+    for sample in _exposed():
+        samples.setdefault(sample.name, set()).add(sample.labels.get("le", ""))
+    return samples
+
+
+def labels_exposed() -> dict[str, set[str]]:
+    """The samples that a service exposes that has served, by name, with the names of their labels."""
+    return {sample.name: set(sample.labels) for sample in _exposed()}
+
+
+def _exposed() -> list[Sample]:
     metrics = Metrics(CollectorRegistry())
     instruments = metrics.for_model("sentiment", 1)
     for name in instruments.__slots__:
@@ -92,8 +105,5 @@ def samples_exposed() -> dict[str, set[str]]:
             instrument.inc()
     metrics.refusals.labels("overloaded").inc()
     metrics.sample(0)
-    samples: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(metrics.expose().decode()):
-        for sample in family.samples:
-            samples.setdefault(sample.name, set()).add(sample.labels.get("le", ""))
-    return samples
+    families = text_string_to_metric_families(metrics.expose().decode())
+    return [sample for family in families for sample in family.samples]
