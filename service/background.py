@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -16,6 +18,32 @@ log = structlog.get_logger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+_started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    """Start a thread that is not waited for, but for what `left_behind` waits.
+
+    Raises:
+        RuntimeError: no thread can be started now.
+    """
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    _started.add(thread)
+    return thread
+
+
+def left_behind(timeout_s: float) -> list[str]:
+    """The names of those threads that have not ended within a time that they all share.
+
+    The interpreter must not end while one is in the runtime: it takes the whole process down when it comes back.
+    """
+    give_up = time.monotonic() + timeout_s
+    for thread in list(_started):
+        thread.join(max(0.0, give_up - time.monotonic()))
+    return sorted(thread.name for thread in _started if thread.is_alive())
 
 
 async def repeat(name: str, step: Callable[[], object], every_s: float) -> None:
@@ -41,7 +69,7 @@ async def repeat(name: str, step: Callable[[], object], every_s: float) -> None:
 
 
 async def on_own_thread(function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
-    """Call a function that may take long or hang, on a thread that nobody waits for at the end.
+    """Call a function that may take long or hang, on a thread that is not waited for without end.
 
     `asyncio.to_thread` has a few threads for everything, and a loop that closes waits for each of them.
     """
@@ -60,5 +88,5 @@ async def on_own_thread(function: Callable[_P, _T], *arguments: _P.args, **named
         with contextlib.suppress(RuntimeError):  # the loop has closed
             loop.call_soon_threadsafe(settle, outcome)
 
-    threading.Thread(target=call, name=f"own thread of {getattr(function, '__name__', function)}", daemon=True).start()
+    start_thread(call, f"own thread of {getattr(function, '__name__', function)}")
     return await future

@@ -25,6 +25,7 @@ import uvicorn
 from service.access import parse_keys, read_keys
 from service.api.common import Service
 from service.app import check_installation, create_app
+from service.background import left_behind
 from service.errors import ListenError, TlsError
 from service.logs import configure_logs
 from service.processes import Listeners, Supervisor
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 # After SIGTERM, how long requests on open connections are still taken, each answered with `Connection: close`.
 _FAREWELL_S = 0.3
+# How long what goes on beside answering, such as the measurement of a call, may take to end.
+_LAST_CALLS_S = 1.0
 # How many of uvicorn's ticks, each 0.1 s, lie between two sweeps over the connections.
 _SWEEP_TICKS = 5
 # The number of glibc's switch, and from how many bytes on a block is one of its own.
@@ -170,7 +173,14 @@ def run_process(settings: Settings, listeners: Listeners, control_dir: Path | No
     urls = [f"{scheme}://{address(*listener.getsockname()[:2])}" for listener in listeners]
     log.info("starting", url=urls[0], operations=urls[-1], process=os.getpid())
     server.run(sockets=list(listeners))
-    return 0 if server.started and not server.disabled else 1
+    code = 0 if server.started and not server.disabled else 1
+    left = left_behind(_LAST_CALLS_S)
+    if left:
+        log.warning("calls that do not come back are left behind", threads=left)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def allow_connections(count: int) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from model_store.errors import InvalidTextError, SuccessorError
 from model_store.seats import Seats
+from service.background import start_thread
 from service.batcher import Item, Waiting, form_batch
 from service.isolation import Outcome, run_isolated
 from service.scheduling import WORKER_SLICE_S, set_time_slice
@@ -155,8 +156,7 @@ class WorkerPool:
         """Start one more thread."""
         worker = Worker(self._numbers)
         self._numbers += 1
-        thread = threading.Thread(target=self._live, args=(worker,), name=f"worker-{worker.number}", daemon=True)
-        thread.start()  # it may fail: then there is no such worker
+        thread = start_thread(lambda: self._live(worker), f"worker-{worker.number}")  # if it fails, there is none
         self._threads = [*(other for other in self._threads if other.is_alive()), thread]
         self.live.append(worker)
 

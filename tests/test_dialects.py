@@ -7,7 +7,7 @@ import json
 import pytest
 
 from model_store.errors import SuccessorError
-from service.api.common import NATIVE, Dialect, explain
+from service.api.common import NATIVE, Dialect, explain, retry_after_ms
 from service.api.dialects import TABLE
 from service.api.open_inference_grpc import code_of
 from service.errors import OUTCOMES, ROUTING, UNEXPECTED, AuthenticationError, Outcome, OverloadedError, outcome_of
@@ -83,3 +83,8 @@ def test_every_error_is_explained_in_every_dialect(error: type[SuccessorError], 
         assert (headers[b"retry-after"], headers[b"retry-after-ms"]) == (b"2", b"1500")
     else:
         assert headers == {}
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, 1), (0.0001, 1), (0.0101, 11), (2.0, 2000), (2.0004, 2001)])
+def test_who_waits_as_told_has_waited_long_enough(seconds: float, shown: int) -> None:
+    assert retry_after_ms(OverloadedError("wait", retry_after_s=seconds)) == shown

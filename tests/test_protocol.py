@@ -401,6 +401,19 @@ def test_what_a_client_takes_to_send_its_body_is_not_counted_as_the_servers_time
     assert float(headers["x-total-time"]) < 20_000
 
 
+def test_a_deadline_counts_from_the_header_and_not_from_the_body(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = b"Host: x\r\nExpect: 100-continue\r\nrequest-timeout-ms: 10000\r\n"
+    with listening.connected((HEAD % len(BODY)).replace(b"Host: x\r\n", fields)) as peer:
+        assert peer.file.readline() + peer.file.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        monkeypatch.setattr(listening.client.service.engine, "clock", lambda: time.monotonic() + 20)
+        peer.connection.sendall(BODY)
+        status, _, body = peer.answer()
+    assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
+    assert "had passed when the request arrived" in body["error"]["message"]
+
+
 def test_what_follows_a_refusal_is_read_on(listening: Listening) -> None:
     def refuse(protocol: Protocol) -> None:
         protocol.flow.pause_reading()

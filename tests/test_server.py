@@ -238,6 +238,27 @@ def test_under_load_sigterm_leaves_no_accepted_request_without_an_answer(
     assert set(answered) == {200}
 
 
+def test_a_server_that_measures_its_model_ends_well_all_the_same(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    """A thread that comes back from the runtime while the interpreter ends aborts the process."""
+    measuring = (
+        "import sys\nimport service.loading as loading\n"
+        "def endless(classifier, *_):\n"
+        "    print('measuring', file=sys.stderr, flush=True)\n"
+        "    batch = [loading._sample(classifier)] * 64\n"
+        "    while True:\n        classifier.run(batch)\n"
+        "loading._measure = endless\n"
+    )
+    with server(store, tmp_path, before=measuring) as running:
+        assert running.process.stderr is not None
+        while running.process.stderr.readline() != "measuring\n":
+            assert running.process.poll() is None
+        code, errors = running.stop()
+    assert code == 0, errors
+    assert "left behind" in errors
+
+
 _ENDLESS_CALLS = (
     "import sys, threading\nimport service.workers as workers\nrun = workers.run_isolated\n"
     "def stuck(classifier, items):\n"

@@ -195,13 +195,16 @@ class _Servicer:
     ) -> Any:  # noqa: ANN401 - a message
         """Answer one request; every error gets its code, and what was not expected tells nothing."""
         call = self._begin(name, context)
-        code = grpc.StatusCode.OK
+        code = grpc.StatusCode.CANCELLED  # unless it comes to another end
         try:
             with self._traced(call):
                 self._enter(call, permission)
-                return await method(await self._read_only(call), call)
+                answer = await method(await self._read_only(call), call)
         except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
             code = self._end(call, error)
+        else:
+            code = grpc.StatusCode.OK
+            return answer
         finally:
             self._log(call, code)
 
@@ -309,7 +312,7 @@ class _Servicer:
         """Answer a stream's requests in their order, each with its answer or its error."""
         make, settings = self._messages["ModelStreamInferResponse"], self._service.settings
         call = self._begin("ModelStreamInfer", context)
-        code = grpc.StatusCode.OK
+        code = grpc.StatusCode.CANCELLED  # as above
         try:
             self._enter(call, "infer")  # which also lets the first request in
             admitted, patience_ms = True, settings.receive_timeout_ms
@@ -318,12 +321,13 @@ class _Servicer:
                 try:
                     request = await self._read(call, "ModelInferRequest", patience_ms)
                     if request is None:
+                        code = grpc.StatusCode.OK
                         break
                     request_id, call.arrived = request.id, self._service.engine.clock()
                     with self._traced(call):
                         if not admitted:
                             self._enter(call, "infer")
-                        response, _headers = await self._infer(request, call)
+                        response, _origin = await self._infer(request, call)
                     yield make(infer_response=response)
                 except RequestTimeoutError:
                     raise
@@ -332,7 +336,7 @@ class _Servicer:
                     refused.infer_response.id = request_id
                     yield refused
                 admitted, patience_ms = False, settings.keep_alive_ms
-        except SuccessorError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             code = self._end(call, error)
         finally:
             self._log(call, code)
