@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -124,11 +125,19 @@ class Engine:
         """Whether a job that came now would be refused for the others that wait."""
         return self.predicted_wait_s > self._max_wait_s
 
-    def check_admission(self) -> None:
-        """Refuse a request, before its body is read, if the queue is full.
+    def refuses(self, deadline: float) -> bool:
+        """Whether `check_admission` would refuse a request for the others that wait."""
+        return self.full or self._short_s(deadline - self.clock()) > 0
+
+    def check_admission(self, deadline: float = math.inf) -> None:
+        """Refuse a request, before its body is read, if the queue is full, or too long for its deadline.
+
+        Args:
+            deadline: of the clock; one that has passed is another matter, see `submit`.
 
         Raises:
             OverloadedError: with the time after which there is room.
+            DeadlineUnreachableError: the queue is so long that the deadline would be missed.
             ShuttingDownError: no worker can answer.
         """
         if not self.able:
@@ -139,6 +148,7 @@ class Engine:
                 f"the queue is full (a wait of {wait * 1e3:.0f} ms is predicted): retry later",
                 retry_after_s=wait - self._max_wait_s,
             )
+        self._check_wait(deadline - self.clock())
 
     def submit(  # noqa: PLR0913 - what a request may say
         self,
@@ -189,7 +199,7 @@ class Engine:
 
     def _check_deadline(self, model: ServedModel, estimates: Sequence[float], left_s: float) -> None:
         """Refuse what will not be answered in time."""
-        wait, own = self.predicted_wait_s, 0.0
+        own = 0.0
         if model.cost.calls > _KNOWN_AFTER:
             # Its texts are computed side by side, but the longest at least by one worker.
             # That calls were slower lately than predicted is no reason here: nothing waits, and refusals mend no mean.
@@ -198,8 +208,17 @@ class Engine:
             raise DeadlineExceededError(
                 f"the answer is predicted to take {own * 1e3:.0f} ms: send fewer texts at once, or allow more time"
             )
-        short = wait - (left_s - own) / _DEADLINE_RESERVE
-        if wait and short > 0:
+        self._check_wait(left_s, own)
+
+    def _short_s(self, left_s: float, own_s: float = 0.0) -> float:
+        """By how much the predicted wait is too long for what is left until a deadline; at most 0: it is not."""
+        wait = self.predicted_wait_s
+        return wait - (left_s - own_s) / _DEADLINE_RESERVE if wait and left_s > 0 else 0.0
+
+    def _check_wait(self, left_s: float, own_s: float = 0.0) -> None:
+        short = self._short_s(left_s, own_s)
+        if short > 0:
+            wait = self.predicted_wait_s
             raise DeadlineUnreachableError(
                 f"the deadline would be missed (a wait of {wait * 1e3:.0f} ms is predicted): allow more time",
                 retry_after_s=min(wait, short),

@@ -29,6 +29,8 @@ _LINGER_BYTES = 2**20
 # would then take a body for that protocol's bytes. Java's own client asks for HTTP/2 with every first request.
 _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 _IGNORED = b"\r\nignored"
+# Where less is waited, few deadlines are out of reach, and it is not worth a look at each request's.
+_SHORT_WAIT_S = 0.05
 # Bytes on the wire for a byte of a body, at most: a body may come in many small chunks.
 _WIRE_SHARE = 2
 
@@ -171,7 +173,9 @@ class Protocol(HttpToolsProtocol):
         self._running = cycle
         cycle.scope["extensions"] = {WHOLE: {}}
         # One of several requests in a row would be answered from within the answer to the one before it.
-        if self._service.engine.full and not self.pipeline and not self.flow.write_paused:
+        engine = self._service.engine
+        crowded = engine.full or engine.predicted_wait_s > _SHORT_WAIT_S
+        if crowded and not self.pipeline and not self.flow.write_paused:
             try:
                 refusal = refusal_at_once(cycle.scope, TABLE.find(cycle.scope["path"]))  # type: ignore[arg-type]
             except Exception:  # noqa: BLE001 - the usual way answers and logs it; here it would be taken for bad HTTP

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,6 +83,45 @@ def test_the_answer_is_that_of_the_usual_way(store: ModelStore, tiny: ModelId, p
         assert headers["x-request-id"] != usual.headers["x-request-id"]
         assert float(headers["retry-after"]) > 1e5
         assert listening.refusals("overloaded") == 2
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_deadline_that_is_out_of_reach_is_refused_as_the_usual_way_does(
+    store: ModelStore, tiny: ModelId, path: str
+) -> None:
+    with listening_with(store) as listening, listening.connected() as peer:
+        engine = listening.client.service.engine
+        engine._backlog_s = 1.2 * len(engine._pool.live)  # less than is allowed
+        try:
+            status, headers, body = ask(peer, post(path, "Request-Timeout-Ms: 1000"))
+            assert at_once(listening)
+            usual = listening.client.post(path, content=BODY, headers={"request-timeout-ms": "1000"})
+            assert status == usual.status_code == (503 if path.startswith("/v2") else 429)
+            assert body.keys() == usual.json().keys()
+            assert "the deadline would be missed (a wait of 1200 ms is predicted)" in json.dumps(body)
+            assert 500 <= int(headers["retry-after-ms"]) <= 600
+            assert listening.refusals("deadline_unreachable") == 2
+            for field in ("Request-Timeout-Ms: 60000", "X-Nothing: 1"):
+                peer.connection.sendall(post(path, field, body=b"{}"))
+                assert peer.answer()[0] not in {429, 503}
+                assert not at_once(listening)
+            wrong = ask(peer, post(path, "Request-Timeout-Ms: soon"))
+            assert "request-timeout-ms must be a positive whole number" in json.dumps(wrong[2])
+        finally:
+            engine._backlog_s = 0.0
+
+
+def test_a_key_is_not_charged_twice_for_a_request_that_is_let_in_while_others_wait(
+    store: ModelStore, tiny: ModelId, tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys.json", entry("slow", "infer", requests_per_second=0.001))
+    with listening_with(store, api_keys_file=keys) as listening, listening.connected() as peer:
+        engine = listening.client.service.engine
+        engine._backlog_s = 0.5 * len(engine._pool.live)
+        try:
+            assert [ask(peer, post("/v1/classify", "X-Api-Key: slow"))[0] for _ in range(2)] == [200, 429]
+        finally:
+            engine._backlog_s = 0.0
 
 
 def test_every_route_that_asks_for_work_is_tried_here() -> None:

@@ -236,13 +236,15 @@ class Endpoint:
         """Let a request in, before its body is read.
 
         Raises:
-            SuccessorError: it came to the wrong port, may not do this, or there is too much to do.
+            SuccessorError: it came to the wrong port, may not do this, or there is too much to do, by its deadline or
+                at all.
         """
         if self.permission is not None:
             check_port(service, scope, self.permission)
             authorise(service, headers, self.permission)
         if self.work:
-            service.engine.check_admission()
+            engine = service.engine
+            engine.check_admission(deadline_of(headers, engine.clock(), service.settings.request_timeout_ms / 1e3))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, parameters: tuple[str, ...]) -> None:
         """Answer one request, inside `Envelope`; every expected error is answered in the dialect's shape."""

@@ -8,7 +8,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import SuccessorError
-from service.api.common import Dialect, Reply, Service, explain, identify, send_reply, whole_message
+from service.api.common import Dialect, Reply, Service, deadline_of, explain, identify, send_reply, whole_message
 from service.api.endpoint import Found
 from service.errors import UNEXPECTED, UnsupportedEncodingError
 from service.telemetry import continued
@@ -87,13 +87,13 @@ class Envelope:
 
 
 def refusal_at_once(scope: Scope, found: Found | None) -> Message | None:
-    """The whole answer to a request that is refused because the queue is full; None: it is answered as any other is.
+    """The whole answer to a request that is refused for those that wait; None: it is answered as any other is.
 
     It says what `Envelope` and the endpoint would, in two thirds of the time: an overloaded server refuses more than it
     answers, and takes the time for it from the answers. What needs more than that (spans, a log, CORS) goes their way.
 
     Args:
-        scope: of a request whose header has arrived, while the engine is full.
+        scope: of a request whose header has arrived, while others wait.
         found: the endpoints of its path.
     """
     service: Service = scope["state"]["service"]
@@ -101,10 +101,14 @@ def refusal_at_once(scope: Scope, found: Found | None) -> Message | None:
     settings = service.settings
     if endpoint is None or not endpoint.work or service.draining or not service.engine.able:
         return None
-    if service.tracing is not None or settings.log_requests or settings.cors_origins:
-        return None
     headers = dict(scope["headers"])
-    if b"content-encoding" in headers:
+    if service.tracing is not None or settings.log_requests or settings.cors_origins or b"content-encoding" in headers:
+        return None
+    try:
+        deadline = deadline_of(headers, service.engine.clock(), settings.request_timeout_ms / 1e3)
+        if not service.engine.refuses(deadline):
+            return None  # and nothing has been counted against its key
+    except SuccessorError:
         return None
     try:
         endpoint.enter(service, scope, headers)
