@@ -120,13 +120,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / STEP_FILE).read_bytes())
         whole = all((folder / file).stat().st_size == size for file, size in record["files"].items())
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ):  # lost with the power, or written by another version
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, cut, or another version's
         return None
     return record if whole else None
 

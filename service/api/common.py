@@ -82,11 +82,13 @@ class Service:
         if not self.engine.able:
             return "no worker can answer: restart the server"
         if not self.registry.table.models:
-            return "; ".join(self.registry.table.warnings) if self.open else "no model is loaded: the log says why"
+            return (
+                "; ".join(self.registry.table.warnings) if self.open_to_all else "no model is loaded: the log says why"
+            )
         return None
 
     @property
-    def open(self) -> bool:
+    def open_to_all(self) -> bool:
         """Anybody may ask which models there are: health, which needs no key, may name them."""
         return self.keyring is None or self.keyring.lets_anybody("infer")
 

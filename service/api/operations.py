@@ -140,7 +140,7 @@ async def ready(service: Running, response: Response) -> Health:
     """Requests will be answered; send none while this fails. Where models need a key, it names none."""
     table = service.registry.table
     obstacle = service.obstacle
-    if not service.open:
+    if not service.open_to_all:
         response.status_code = 200 if obstacle is None else 503
         return Health(status="ok" if obstacle is None else "unavailable", detail=obstacle or "")
     if obstacle is None:
