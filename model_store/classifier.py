@@ -267,6 +267,17 @@ def to_scores(logits: Logits, contract: ScoreContract) -> Scores:
     return logits
 
 
+def largest_difference(logits: Logits, reference: Logits) -> float:
+    """Largest |Δlogit|, ÷ the reference's largest |logit| where that is above 1.
+
+    A regression may answer with tens of thousands, of which float32 has seven digits. Where a logit is not finite, the
+    difference is beyond every bound.
+    """
+    largest = float(np.finfo(np.float32).max)
+    difference = float(np.nan_to_num(np.abs(logits - reference), nan=largest, posinf=largest).max())
+    return difference / max(1.0, float(np.nan_to_num(np.abs(reference), nan=0.0, posinf=0.0).max()))
+
+
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
 

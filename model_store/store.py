@@ -260,7 +260,8 @@ class ModelStore:
                 if aliases:
                     self._write_aliases_aside(folder, dict.fromkeys(aliases, version))
             except BaseException:
-                self._sweep(folder)
+                with suppress(OSError):  # else the next writer sweeps
+                    self._sweep(folder)
                 raise
             self._disk.rename(aside, folder / str(version))
             self._disk.sync(folder)

@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from pydantic import ValidationError
 
-from model_store.classifier import PROVIDERS, Classifier, OnnxClassifier, to_scores
+from model_store.classifier import PROVIDERS, Classifier, OnnxClassifier, largest_difference, to_scores
 from model_store.disk import write_whole
 from model_store.encoding import EncodedText, TextItem
 from model_store.errors import ClassifierError, InferenceError, SuccessorError
@@ -242,8 +242,7 @@ def check_same(shared: Classifier, lone: Classifier) -> None:
         InferenceError: they don't.
     """
     encoded = _sample(shared)
-    difference = float(np.abs(lone.run([encoded]) - shared.run([encoded])).max())
-    if not difference <= _SAME_LOGITS:
+    if largest_difference(lone.run([encoded]), shared.run([encoded])) > _SAME_LOGITS:
         raise InferenceError(f"{shared.manifest.id} answers differently with all cores: publish it again")
 
 

@@ -30,7 +30,7 @@ _SHORT_LIFE_S = 10.0
 _MOST_SHORT_LIVES = 5
 _POLL_S = 0.1
 # Beyond what processes allow themselves to drain.
-_END_MARGIN_S = 5.0
+_END_MARGIN_S = 6.0
 
 Listeners = Sequence[socket.socket]
 RunProcess = Callable[[Settings, Listeners, Path], int]

@@ -234,8 +234,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin the farewell at the first signal; at the second, cut it short; while it starts, end at once.
 
-        While models load nothing is in flight, and nothing has been written that is not whole. One of several
-        processes is not cut short by signals: its parent kills it if it takes too long.
+        While models load nothing is in flight, but for a call over gRPC in the last milliseconds of it, and nothing has
+        been written that is not whole. One of several processes is not cut short by signals: its parent kills it if it
+        takes too long.
 
         It may interrupt this thread anywhere, also where it holds the log's lock: it takes none and logs nothing.
         """

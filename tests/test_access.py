@@ -374,10 +374,14 @@ def test_health_names_no_model_where_models_need_a_key(store: ModelStore, tiny: 
         (write_keys(tmp_path / "closed.json"), False),
         (write_keys(tmp_path / "open.json", anonymous=("infer",)), True),
     ):
-        with running_app(create_app(load_settings(store_dir=store.root, threads=1, api_keys_file=path))) as client:
+        settings = load_settings(store_dir=store.root, threads=1, api_keys_file=path, default_model="nobody")
+        with running_app(create_app(settings)) as client:
+            for route in ("/health", "/ping", "/"):
+                answer = client.get(route)
+                assert (answer.status_code, "tiny" in answer.text) == (503, shown), route
             answer = client.get("/health/ready")
             assert (answer.status_code, answer.json()["status"]) == (200, "ok")
-            assert ("tiny" in answer.text, "broken" in answer.text) == (shown, shown)
+            assert ("tiny" in answer.text, "broken" in answer.text) == (shown, shown), answer.text
             client.service.registry.table.models.clear()
             for route in ("/health/ready", "/v2/health/ready", "/health"):
                 answer = client.get(route)

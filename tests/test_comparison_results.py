@@ -155,7 +155,7 @@ def test_a_multi_label_answer_is_right_when_it_has_exactly_the_labels() -> None:
     assert (found.a.accuracy, found.b.accuracy, found.agreement) == (1.0, 0.5, 0.5)
 
 
-def test_a_regression_has_pearsons_correlation_and_no_accuracy_or_agreement() -> None:
+def test_a_regression_has_pearsons_correlation_and_concordance_and_no_accuracy() -> None:
     labels = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     answers: dict[Key, Sequence[Answer]] = {"a": [2 * label for label in labels], "b": [0.0, 1.0] * 4}
     found = comparison(answers, labels, problem="regression")
@@ -328,6 +328,8 @@ def test_a_regressions_table_shows_the_correlation(tmp_path: Path) -> None:
     text = console.export_text()
     assert re.search(r"Pearson's r .* 1\.0000 \[1\.0000, 1\.0000\] .* –", text)
     assert "retention" in text
+    assert re.search(r"concordance .* \d\.\d{4} \[", text)
+    assert "agreement" not in text
 
 
 def test_a_regressions_correlation_is_drawn_against_latency(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from model_store.builder.data import Row, TaskData, load_data, sample
 from model_store.builder.evaluate import (
     agreement,
     batch_difference,
-    largest_difference,
     measured,
     predictions_of,
     run_classifier,
@@ -21,7 +20,7 @@ from model_store.builder.evaluate import (
 )
 from model_store.builder.metrics import Metric
 from model_store.builder.sources import SPLITS, FileSource
-from model_store.classifier import Logits, OnnxClassifier
+from model_store.classifier import Logits, OnnxClassifier, largest_difference
 from model_store.encoding import EncodedText, TextItem
 from model_store.machine import processor
 from model_store.manifest import Artifact, DataLineage, Problem

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import json
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
@@ -479,17 +480,21 @@ def test_a_stream_that_asks_for_nothing_more_is_closed(store: ModelStore, tiny: 
         return [answer.error_message, (await call.code()).name]
 
     for client in client_of(store, keep_alive_ms=1_000):
-        assert client.run(ask_once) == ["", "DEADLINE_EXCEEDED"]
+        assert client.run(ask_once) == ["", "OK"]
+        assert 'successor_refusals_total{reason="request_timeout"} 0.0' in client.web.get("/metrics").text
 
 
-@pytest.mark.parametrize(("data", "sentence"), [(b"\xff", "is no ModelInferRequest"), (None, "before its message")])
-def test_what_is_no_message_is_refused(client: GrpcClient, data: bytes | None, sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("data", "expected", "sentence"),
+    [(b"\xff", "INVALID_ARGUMENT", "is no ModelInferRequest"), (None, "CANCELLED", "before its message")],
+)
+def test_what_is_no_message_is_refused(client: GrpcClient, data: bytes | None, expected: str, sentence: str) -> None:
     async def ask(channel: Any) -> tuple[str, str]:  # noqa: ANN401 - as above
         call = channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter([] if data is None else [data]))
         return (await call.code()).name, await call.details()
 
     code, said = client.run(ask)
-    assert code == "INVALID_ARGUMENT"
+    assert code == expected
     assert sentence in said
 
 
@@ -501,6 +506,57 @@ def test_a_stream_goes_on_after_what_is_no_message(client: GrpcClient) -> None:
         return [answer.error_message async for answer in call(iter([b"\xff", request(["dull"]).SerializeToString()]))]
 
     assert client.run(stream) == ["the message is no ModelInferRequest", ""]
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_clients_that_retry_by_themselves_do(store: ModelStore, tiny: ModelId, method: str) -> None:
+    """They do so only where the answer has no message."""
+    retrying = {
+        "methodConfig": [
+            {
+                "name": [{"service": SERVICE}],
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.01s",
+                    "maxBackoff": "0.01s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+    }
+
+    async def ask(address: str) -> str:
+        options = (("grpc.service_config", json.dumps(retrying)), ("grpc.enable_retries", 1))
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/{method}")(iter([request(["dull"]).SerializeToString()]))
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await call.read()
+            return str((await call.code()).name)
+
+    for client in client_of(store):
+        engine = client.web.service.engine
+        # More than is allowed by a moment: the pushback is that moment.
+        engine._backlog_s = (client.web.service.settings.max_wait_ms / 1e3 + 0.01) * len(engine._pool.live)
+        try:
+            code = asyncio.run_coroutine_threadsafe(ask(client.address), client.web.loop).result(20)
+        finally:
+            engine._backlog_s = 0.0
+        assert code == "RESOURCE_EXHAUSTED"
+        assert 'successor_refusals_total{reason="overloaded"} 3.0' in client.web.get("/metrics").text
+
+
+def test_an_overloaded_server_refuses_before_a_message_comes(store: ModelStore, tiny: ModelId) -> None:
+    for client in client_of(store):
+        engine = client.web.service.engine
+        engine._backlog_s = 1.2 * len(engine._pool.live)
+        try:
+            for method in ("ModelInfer", "ModelStreamInfer"):
+                code, sentence = client.run(half_call(client.address, method, timeout=1))
+                assert code == "RESOURCE_EXHAUSTED"
+                assert "the deadline would be missed" in sentence
+        finally:
+            engine._backlog_s = 0.0
 
 
 def test_each_request_of_a_stream_counts_for_the_rate_of_its_key(

@@ -111,6 +111,21 @@ def test_a_deadline_that_is_out_of_reach_is_refused_as_the_usual_way_does(
             engine._backlog_s = 0.0
 
 
+def test_the_default_for_what_states_no_deadline_refuses_nothing_that_may_state_one_in_its_body(
+    store: ModelStore, tiny: ModelId
+) -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a good film"]}
+    with listening_with(store, request_timeout_ms=1_000) as listening, listening.connected() as peer:
+        engine = listening.client.service.engine
+        engine._backlog_s = 1.2 * len(engine._pool.live)
+        try:
+            for parameters, status in (({}, 503), ({"timeout": 60_000_000}, 200)):
+                body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+                assert ask(peer, post("/v2/models/tiny/infer", body=body))[0] == status
+        finally:
+            engine._backlog_s = 0.0
+
+
 def test_a_key_is_not_charged_twice_for_a_request_that_is_let_in_while_others_wait(
     store: ModelStore, tiny: ModelId, tmp_path: Path
 ) -> None:

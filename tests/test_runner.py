@@ -135,7 +135,9 @@ def test_a_result_whose_files_are_not_whole_is_made_again(tmp_path: Path) -> Non
     folder = runner.run("train", "k", work).folder
     damages: list[Callable[[Path], object]] = [lambda file: file.write_bytes(b""), Path.unlink]
     for damage in damages:
+        assert runner.keeps(folder)
         damage(folder / "deep" / "numbers")
+        assert not runner.keeps(folder)
         assert runner.run("train", "k", work).folder == folder
         assert (folder / "deep" / "numbers").read_bytes() == b"numbers"
 

@@ -144,6 +144,7 @@ def test_weights_that_no_onnx_file_can_hold_in_float32_are_refused(tmp_path: Pat
         b"\xff" * 100,
         safetensors(b"n").replace(b"shape", b"shave"),
         b"\2" + bytes(7) + b"[]",
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
     ],
 )
 def test_a_file_that_is_not_whole_is_refused_before_anything_is_trained(tmp_path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from model_store.builder.data import Row, TaskData, sample
 from model_store.builder.metrics import Metric, Predictions
-from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier
+from model_store.classifier import PROVIDERS, Classifier, Logits, OnnxClassifier, largest_difference
 from model_store.encoding import EncodedText, TextItem
 from model_store.machine import processor
 from model_store.manifest import Artifact, LatencyMeasurement, Precision, Problem
@@ -130,17 +130,6 @@ def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem
                     classifier.run(together[offset : offset + size])
                 times[index, turn, position] = (time.perf_counter() - start) * 1000
     return [float(total) / len(items) for total in np.median(times, axis=1).sum(axis=-1)]
-
-
-def largest_difference(logits: Logits, reference: Logits) -> float:
-    """Largest |Δlogit|, ÷ the reference's largest |logit| where that is above 1.
-
-    A regression may answer with tens of thousands, of which float32 has seven digits. Where a logit is not finite, the
-    difference is beyond every bound.
-    """
-    largest = float(np.finfo(np.float32).max)
-    difference = float(np.nan_to_num(np.abs(logits - reference), nan=largest, posinf=largest).max())
-    return difference / max(1.0, float(np.nan_to_num(np.abs(reference), nan=0.0, posinf=0.0).max()))
 
 
 def tfidf_predictions(data: TaskData, split: str) -> Predictions:

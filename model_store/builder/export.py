@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
 from model_store.builder.data import sample
 from model_store.builder.errors import ExportError
-from model_store.builder.evaluate import largest_difference, measured, run_classifier, time_alone
+from model_store.builder.evaluate import measured, run_classifier, time_alone
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.operators.export import Parameters
 from model_store.builder.step import Figures, StepContext
 from model_store.builder.trimming import trim_last_layer
 from model_store.builder.unpadding import write_unpadded
-from model_store.classifier import Logits
+from model_store.classifier import Logits, largest_difference
 from model_store.encoding import EncodedText, TextEncoder
 from model_store.manifest import TOKENIZER_FILE
 

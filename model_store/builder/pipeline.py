@@ -14,7 +14,7 @@ from model_store.builder.errors import BuildExtraError, LaunchError, NotFetchedE
 from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
-from model_store.builder.runner import STEP_FILE, Result, Runner, key_of, using
+from model_store.builder.runner import Result, Runner, key_of, using
 from model_store.builder.step import Apply, Figures, StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
@@ -137,7 +137,7 @@ class Plan:
 
     def kept(self, runner: Runner) -> list[bool]:
         """For each step of the recipe, whether its result is there already."""
-        return [(folder / STEP_FILE).is_file() for folder in self.folders(runner, self.recipe.steps)]
+        return [runner.keeps(folder) for folder in self.folders(runner, self.recipe.steps)]
 
     def folders(self, runner: Runner, steps: Sequence[StepParameters]) -> list[Path]:
         """Where the results of steps are, or will be, that start from the weights."""

@@ -58,6 +58,11 @@ class Runner:
         self.progress.note(f"{operator}: already done")
         return Result(key, folder, operator, record["seconds"], record["figures"])
 
+    @staticmethod
+    def keeps(folder: Path) -> bool:
+        """Whether a whole result is there."""
+        return _record(folder) is not None
+
     def forget(self, folder: Path) -> None:
         """Throw a result away, its record first: without that, what is left of it is none."""
         with contextlib.suppress(OSError):  # another process may be at it too

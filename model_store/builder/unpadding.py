@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-from model_store.builder.evaluate import largest_difference
-from model_store.classifier import PROVIDERS, open_session
+from model_store.classifier import PROVIDERS, largest_difference, open_session
 
 MARK = "successor.unpadded"
 """The key in a file's metadata that says so."""

@@ -217,7 +217,7 @@ def _float32_bytes(files: Sequence[Path]) -> int:
             count += sum(math.prod(tensor["shape"]) for tensor in tensors)
             size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
             whole = path.stat().st_size == size
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise WeightsError(f"predecessor: {path} is no safetensors file, or not a whole one: fetch it again")

@@ -7,6 +7,7 @@ A route through FastAPI costs as much as all of our own Python for a short reque
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ from service.errors import (
     ShuttingDownError,
     TextTooLargeError,
     TooManyTextsError,
+    outcome_of,
 )
 from service.registry import Route
 from service.settings import Settings
@@ -141,8 +143,10 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
             engine.abandon(job)
             raise
         except SuccessorError as error:
-            if job.failed is not None:
+            if job.failed is not None and len(texts) > 1:
                 error.param = f"{field_name}[{job.failed}]"
+            elif job.failed is not None and not outcome_of(error).fault:
+                error.param = field_name
             raise
         finally:
             connection.jobs.discard(job)
@@ -243,8 +247,8 @@ class Endpoint:
             check_port(service, scope, self.permission)
             authorise(service, headers, self.permission)
         if self.work:
-            engine = service.engine
-            engine.check_admission(deadline_of(headers, engine.clock(), service.settings.request_timeout_ms / 1e3))
+            # What states none in its header may state one in its body.
+            service.engine.check_admission(deadline_of(headers, service.engine.clock(), math.inf))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, parameters: tuple[str, ...]) -> None:
         """Answer one request, inside `Envelope`; every expected error is answered in the dialect's shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import structlog
@@ -105,7 +106,7 @@ def refusal_at_once(scope: Scope, found: Found | None) -> Message | None:
     if service.tracing is not None or settings.log_requests or settings.cors_origins or b"content-encoding" in headers:
         return None
     try:
-        deadline = deadline_of(headers, service.engine.clock(), settings.request_timeout_ms / 1e3)
+        deadline = deadline_of(headers, service.engine.clock(), math.inf)
         if not service.engine.refuses(deadline):
             return None  # and nothing has been counted against its key
     except SuccessorError:

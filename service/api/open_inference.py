@@ -18,6 +18,7 @@ from service.api.endpoint import Answered, Call, Endpoint, Handler, ask, check_t
 from service.api.open_inference_schema import InferInput, InferOutput, InferParameters, InferRequest
 from service.api.parsing import parse_body
 from service.api.tensors import (
+    TEXT,
     Output,
     Tensor,
     Wanted,
@@ -90,6 +91,7 @@ async def infer(
         truncate=request.parameters.truncate,
         side=request.parameters.truncation_side,
         raw_scores=request.parameters.raw_scores,
+        field_name=f"inputs.{TEXT}.data",
     )
     return answered, wanted, outputs_of(answered, wanted)
 

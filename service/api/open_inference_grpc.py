@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from service.api.parsing import refusal_of
 from service.api.tensors import Tensor, Wanted, refuse_unsupported
 from service.errors import (
     UNEXPECTED,
+    ClientGoneError,
     InvalidRequestError,
     ListenError,
     ModelNotLoadedError,
@@ -67,6 +69,8 @@ _LEAST_GRACE_S = 0.5
 # The library's options are numbers of 32 bits.
 _MOST = 2**31 - 1
 _MOST_PARAMETERS = 64
+# Methods that ask a model for answers.
+_WORK = {"ModelInfer", "ModelStreamInfer"}
 
 Context = Any  # grpc.aio.ServicerContext; the package has no types
 
@@ -201,7 +205,7 @@ class _Servicer:
                 self._enter(call, permission)
                 answer = await method(await self._read_only(call), call)
         except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
-            code = self._end(call, error)
+            code = await self._end(call, error)
         else:
             code = grpc.StatusCode.OK
             return answer
@@ -223,18 +227,21 @@ class _Servicer:
         """Let a call in, before its message is read.
 
         Raises:
-            SuccessorError: it may not do this, or not here.
+            SuccessorError: it may not do this, not here, or there is too much to do.
         """
         if permission == "admin" and self._service.operations_port is not None:
             raise WrongPortError("administration is at the server's operations port, over HTTP")
         if permission is not None:
             authorise(self._service, call.headers, permission)
+        if call.name in _WORK:
+            limit_s = call.context.time_remaining()
+            self._service.engine.check_admission(deadline_of(call.headers, call.arrived, math.inf, limit_s))
 
     async def _read_only(self, call: _Call) -> Any:  # noqa: ANN401 - a message
         """The one message of a call; see `_read`."""
         request = await self._read(call, f"{call.name}Request", self._service.settings.receive_timeout_ms)
         if request is None:
-            raise InvalidRequestError("the call ended before its message")
+            raise ClientGoneError("the client ended the call before its message")
         return request
 
     async def _read(self, call: _Call, kind: str, within_ms: int) -> Any:  # noqa: ANN401 - a message
@@ -275,14 +282,13 @@ class _Servicer:
         finally:
             span.end(f"POST {call.path}", status)
 
-    def _end(self, call: _Call, error: Exception) -> grpc.StatusCode:
-        """End a call with an error.
-
-        The library's own way, an exception, would keep the request in memory until cycles are looked for.
-        """
+    async def _end(self, call: _Call, error: Exception) -> grpc.StatusCode:
+        """End a call with an error, as the library does it: only what has no message is tried again by clients."""
         outcome, message = self._refusal(error, call)
-        call.context.set_code(code_of(outcome))
-        call.context.set_details(message)
+        try:
+            await call.context.abort(code_of(outcome), message, tuple(call.told.items()))
+        except grpc.aio.AbortError as end:
+            end.__traceback__ = None  # the library keeps it, and by it this frame and the request would stay
         return code_of(outcome)
 
     def _refusal(self, error: Exception, call: _Call) -> tuple[Outcome, str]:
@@ -330,14 +336,17 @@ class _Servicer:
                         response, _origin = await self._infer(request, call)
                     yield make(infer_response=response)
                 except RequestTimeoutError:
-                    raise
+                    if admitted:
+                        raise
+                    code = grpc.StatusCode.OK  # idle, as a connection of HTTP that is kept alive for so long
+                    break
                 except Exception as error:  # noqa: BLE001 - as above
                     refused = make(error_message=self._refusal(error, call)[1])
                     refused.infer_response.id = request_id
                     yield refused
                 admitted, patience_ms = False, settings.keep_alive_ms
         except Exception as error:  # noqa: BLE001 - as above
-            code = self._end(call, error)
+            code = await self._end(call, error)
         finally:
             self._log(call, code)
 

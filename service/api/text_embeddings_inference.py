@@ -196,7 +196,8 @@ async def health(call: Call) -> Reply:
         try:
             _default_route(call)
         except ModelNotLoadedError as error:
-            obstacle = str(error)
+            open_to_all = call.service.open_to_all
+            obstacle = str(error) if open_to_all else "the default model is not served: the log says why"
     if obstacle is not None:
         return Reply(503, orjson.dumps({"error": obstacle, "error_type": "Unhealthy"}))
     return Reply(200, b"")

@@ -75,10 +75,12 @@ class Quality:
     def retention(self) -> float | None:
         """B's accuracy, or correlation, ÷ A's; None where A's is not above zero, or not known."""
         if self._regression:
-            before, after = self.pearson("a"), self.pearson("b")
+            numbers = self._numbers("a"), self._numbers("b")
+            before, after = (None if one is None else _correlation(*one) for one in numbers)
         else:
-            before, after = self.accuracy("a"), self.accuracy("b")
-        return after.value / before.value if before is not None and before.value > 0 and after is not None else None
+            rights = self._right("a"), self._right("b")
+            before, after = (None if one is None else float(one.mean()) for one in rights)
+        return after / before if before is not None and before > 0 and after is not None else None
 
     def _numbers(self, key: Key) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """The labels and a model's answers to their texts; None where no correlation of them is defined."""

@@ -46,7 +46,7 @@ def rows(comparison: Comparison) -> list[Row]:
     if a.pearson is not None or b.pearson is not None:
         both.append(("Pearson's r", _pearson, _correlations(comparison.pearson_difference)))
         both.append(("retention", lambda _: "", _percent(comparison.retention)))
-    both.append(("agreement", lambda _: "", _agreement(comparison)))
+    both.append(_agreement(comparison))
     for connections in a.connections:
         many = connections != "1"
         label = f"{connections} connection{'s' if many else ''}"
@@ -176,9 +176,11 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
     return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
-def _agreement(comparison: Comparison) -> str:
+def _agreement(comparison: Comparison) -> tuple[str, Callable[[ModelFigures], str], str]:
     low, high = comparison.agreement_interval
-    return f"{_percent(comparison.agreement)} [{100 * low:.1f}, {100 * high:.1f}]"
+    if comparison.problem == "regression":
+        return "concordance", lambda _: "", _with_interval(comparison.agreement, (low, high))
+    return "agreement", lambda _: "", f"{_percent(comparison.agreement)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _ratio(ratio: Estimate) -> str:

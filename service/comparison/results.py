@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model_store.machine import Machine
+from model_store.manifest import Problem
 from model_store.statistics import CONFIDENCE, Estimate, quantile_estimate, ratio_of_medians, ratio_of_rounds
 from service.comparison.measure import Answer, Key, Sample, Sides
 from service.comparison.quality import Quality
@@ -70,6 +71,7 @@ class Comparison(Figures):
         mcnemar_p: exact two-sided p-value of both being right equally often.
     """
 
+    problem: Problem
     a: ModelFigures
     b: ModelFigures
     speedup: Estimate
@@ -138,6 +140,7 @@ def summarise(
     if pearson_difference is not None:
         conclusions.append(_conclude_correlation(pearson_difference))
     return Comparison(
+        problem=sides.a.served.problem,
         a=figures["a"],
         b=figures["b"],
         speedup=speedup,
