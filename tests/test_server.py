@@ -184,8 +184,8 @@ def test_a_server_that_still_loads_ends_at_once(
     store: ModelStore, tiny: ModelId, tmp_path: Path, processes: str, number: int
 ) -> None:
     endless = (
-        "import sys, threading\nfrom service.loading import Loader\n"
-        "def load(self, model):\n    print('loading', file=sys.stderr, flush=True)\n    threading.Event().wait()\n"
+        "import os, threading\nfrom service.loading import Loader\n"
+        "def load(self, model):\n    os.write(2, b'loading\\n')\n    threading.Event().wait()\n"
         "Loader.__call__ = load\n"
     )
     running = started(store, tmp_path, before=endless, processes=processes)
@@ -243,9 +243,9 @@ def test_a_server_that_measures_its_model_ends_well_all_the_same(
 ) -> None:
     """A thread that comes back from the runtime while the interpreter ends aborts the process."""
     measuring = (
-        "import sys\nimport service.loading as loading\n"
+        "import os\nimport service.loading as loading\n"
         "def endless(classifier, *_):\n"
-        "    print('measuring', file=sys.stderr, flush=True)\n"
+        "    os.write(2, b'measuring\\n')\n"
         "    batch = [loading._sample(classifier)] * 64\n"
         "    while True:\n        classifier.run(batch)\n"
         "loading._measure = endless\n"
@@ -260,10 +260,10 @@ def test_a_server_that_measures_its_model_ends_well_all_the_same(
 
 
 _ENDLESS_CALLS = (
-    "import sys, threading\nimport service.workers as workers\nrun = workers.run_isolated\n"
+    "import os, threading\nimport service.workers as workers\nrun = workers.run_isolated\n"
     "def stuck(classifier, items):\n"
     "    if any(item.text.text == 'endless' for item in items):\n"
-    "        print('stuck', file=sys.stderr, flush=True)\n        threading.Event().wait()\n"
+    "        os.write(2, b'stuck\\n')\n        threading.Event().wait()\n"
     "    return run(classifier, items)\n"
     "workers.run_isolated = stuck\n"
 )
@@ -322,7 +322,8 @@ def test_a_second_signal_cuts_one_process_short_and_none_of_several(
             begun = time.monotonic()
             for _ in range(2):
                 for process in (psutil.Process(running.process.pid), *children):
-                    process.send_signal(signal.SIGTERM)
+                    with contextlib.suppress(psutil.NoSuchProcess):  # one that had nothing in flight
+                        process.send_signal(signal.SIGTERM)
                 time.sleep(0.5)
             running.process.communicate(timeout=30)
             assert (time.monotonic() - begun > drain_s - 0.5) == several
@@ -351,13 +352,13 @@ def test_a_terminal_that_interrupts_all_leaves_the_end_to_the_parent(
 def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
     program = tmp_path / "deaf.py"
     program.write_text(
-        "import signal, socket, sys, time\n"
+        "import os, signal, socket, sys, time\n"
         "import service.processes as processes\n"
         "from service.settings import load_settings\n"
         "processes._END_MARGIN_S = 0.5\n"
         "def deaf(settings, listeners, control):\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "    print('deaf', flush=True)\n"
+        "    os.write(1, b'deaf\\n')\n"
         "    while True:\n        time.sleep(1)\n"
         "if __name__ == '__main__':\n"
         "    with socket.socket() as listener:\n"
