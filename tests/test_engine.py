@@ -48,9 +48,10 @@ class Clock:
 class Bench:
     """An engine, its clock and its metrics."""
 
-    def __init__(self, engine: Engine, clock: Clock, registry: CollectorRegistry) -> None:
+    def __init__(self, engine: Engine, clock: Clock, metrics: Metrics, registry: CollectorRegistry) -> None:
         self.engine = engine
         self.clock = clock
+        self.metrics = metrics
         self._registry = registry
 
     def submit(self, model: ServedModel, *texts: str, timeout_s: float = 60.0, **options: bool) -> Job:
@@ -69,15 +70,16 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(workers: int = 1, max_wait_s: float = 10.0, stuck_call_s: float = 30.0) -> AsyncIterator[Bench]:
     clock, registry = Clock(), CollectorRegistry()
+    metrics = Metrics(registry)
     engine = Engine(
         workers=workers,
-        metrics=Metrics(registry),
+        metrics=metrics,
         max_wait_s=max_wait_s,
         stuck_call_s=stuck_call_s,
         clock=clock,
     )
     try:
-        yield Bench(engine, clock, registry)
+        yield Bench(engine, clock, metrics, registry)
     finally:
         await engine.close()
 
@@ -644,18 +646,15 @@ def test_a_tokeniser_that_panics_fails_its_text_alone() -> None:
 def test_batches_are_counted() -> None:
     async def scenario() -> None:
         async with bench() as it:
-            registry = CollectorRegistry()
-            metrics = Metrics(registry)
-            await it.submit(served(metrics=metrics), "one two three").future
+            await it.submit(served(metrics=it.metrics), "one two three").future
             it.engine.sample()
-            metrics.flush()
             for name, expected in {
                 "batch_texts_sum": 1,
                 "batch_tokens_sum": 5,
                 "padding_share_sum": 0,
                 "texts_total": 1,
             }.items():
-                assert registry.get_sample_value(f"successor_{name}", {"model": "fake", "version": "1"}) == expected
+                assert it.sample(f"successor_{name}", model="fake", version="1") == expected
 
     run(scenario)
 
@@ -663,10 +662,8 @@ def test_batches_are_counted() -> None:
 def test_waits_and_calls_are_counted_in_seconds() -> None:
     async def scenario() -> None:
         async with bench() as it:
-            registry = CollectorRegistry()
-            metrics = Metrics(registry)
             classifier = FakeClassifier(blocked=True)
-            model = served(classifier, metrics=metrics)
+            model = served(classifier, metrics=it.metrics)
             first = it.submit(model, "first")
             await begun(classifier)
             second = it.submit(model, "second")
@@ -674,13 +671,10 @@ def test_waits_and_calls_are_counted_in_seconds() -> None:
             classifier.release()
             answers = [(await job.future)[0] for job in (first, second)]
             it.engine.sample()
-            metrics.flush()
             assert [(answer.queue_s, answer.inference_s) for answer in answers] == [(0.0, 2.0), (2.0, 0.0)]
             for name in ("queue", "inference"):
                 for suffix, expected in (("sum", 2.0), ("count", 2)):
-                    found = registry.get_sample_value(
-                        f"successor_{name}_seconds_{suffix}", {"model": "fake", "version": "1"}
-                    )
+                    found = it.sample(f"successor_{name}_seconds_{suffix}", model="fake", version="1")
                     assert found == expected, name
 
     run(scenario)
@@ -689,8 +683,6 @@ def test_waits_and_calls_are_counted_in_seconds() -> None:
 def test_a_slow_tokenisation_is_no_wait() -> None:
     async def scenario() -> None:
         async with bench() as it:
-            registry = CollectorRegistry()
-            metrics = Metrics(registry)
             classifier = FakeClassifier()
             encode = classifier.encode
 
@@ -699,12 +691,10 @@ def test_a_slow_tokenisation_is_no_wait() -> None:
                 return encode(item, truncate=truncate, side=side)
 
             classifier.encode = slow  # type: ignore[method-assign]
-            (answer,) = await it.submit(served(classifier, metrics=metrics), "a text").future
+            (answer,) = await it.submit(served(classifier, metrics=it.metrics), "a text").future
             assert (answer.tokenisation_s, answer.queue_s) == (3.0, 0.0)
             it.engine.sample()
-            metrics.flush()
-            labels = {"model": "fake", "version": "1"}
-            assert registry.get_sample_value("successor_tokenisation_seconds_sum", labels) == 3.0
+            assert it.sample("successor_tokenisation_seconds_sum", model="fake", version="1") == 3.0
 
     run(scenario)
 

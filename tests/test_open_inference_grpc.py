@@ -351,9 +351,12 @@ def test_work_whose_caller_has_gone_is_dropped(store: ModelStore, tiny: ModelId)
         assert job.departed
 
 
-def test_the_callers_own_deadline_is_that_of_the_work(store: ModelStore, tiny: ModelId) -> None:
-    async def left(channel: Any, blocked: FakeClassifier, engine: Engine) -> float:  # noqa: ANN401 - gRPC has no types
-        call = stub(channel, "ModelInfer")(request(["dull"], "blocked"), timeout=9)
+def seconds_left(client: GrpcClient, message: Any, **options: float) -> float:  # noqa: ANN401 - a message
+    """How long the work of a request for the model `blocked` has, once it is with a worker."""
+    blocked, engine = block(client), client.web.service.engine
+
+    async def ask(channel: Any) -> float:  # noqa: ANN401 - gRPC has no types
+        call = stub(channel, "ModelInfer")(message, **options)
         await asyncio.to_thread(blocked.started.acquire)
         (job,) = engine._jobs
         seconds = job.deadline - engine.clock()
@@ -361,10 +364,12 @@ def test_the_callers_own_deadline_is_that_of_the_work(store: ModelStore, tiny: M
         await call
         return seconds
 
+    return float(client.run(ask))
+
+
+def test_the_callers_own_deadline_is_that_of_the_work(store: ModelStore, tiny: ModelId) -> None:
     for client in client_of(store):
-        blocked = block(client)
-        seconds = client.run(functools.partial(left, blocked=blocked, engine=client.web.service.engine))
-        assert 0 < seconds <= 9
+        assert 0 < seconds_left(client, request(["dull"], "blocked"), timeout=9) <= 9
 
 
 def test_a_failure_of_the_server_is_logged_with_its_reason(store: ModelStore, tiny: ModelId) -> None:
@@ -600,21 +605,11 @@ def test_what_was_refused_is_let_go_of_at_once(store: ModelStore, tiny: ModelId)
 def test_a_deadline_of_its_own_may_be_longer_than_that_of_requests_that_state_none(
     store: ModelStore, tiny: ModelId, options: dict[str, float]
 ) -> None:
-    async def deadline(channel: Any, blocked: FakeClassifier, engine: Engine) -> float:  # noqa: ANN401 - as above
-        message = request(["dull"], "blocked")
-        if "timeout" not in options:
-            message.parameters["timeout"].int64_param = 90_000_000
-        call = stub(channel, "ModelInfer")(message, **options)
-        await asyncio.to_thread(blocked.started.acquire)
-        (job,) = engine._jobs
-        seconds = job.deadline - engine.clock()
-        blocked.release()
-        await call
-        return seconds
-
+    message = request(["dull"], "blocked")
+    if "timeout" not in options:
+        message.parameters["timeout"].int64_param = 90_000_000
     for client in client_of(store, request_timeout_ms=10_000):
-        blocked, engine = block(client), client.web.service.engine
-        assert 80 < client.run(functools.partial(deadline, blocked=blocked, engine=engine)) <= 90
+        assert 80 < seconds_left(client, message, **options) <= 90
 
 
 def test_calls_are_logged_and_continue_their_trace_as_over_http(store: ModelStore, tiny: ModelId) -> None:

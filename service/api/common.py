@@ -216,13 +216,8 @@ def retry_after_ms(error: OverloadedError) -> int:
     return max(1, math.ceil(error.retry_after_s * 1e3))
 
 
-def located(error: SuccessorError) -> str:
-    """An error's sentence with the field that it is about, for protocols that have no other place for that."""
-    return with_place(str(error), error.param)
-
-
 def with_place(message: str, param: str | None) -> str:
-    """A sentence with the field that it is about."""
+    """A sentence with the field that it is about, for protocols that have no other place for that."""
     return message if param is None else f"{message} ({param})"
 
 

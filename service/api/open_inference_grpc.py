@@ -20,7 +20,7 @@ from model_store.errors import SuccessorError
 from service.access import Permission
 from service.api import open_inference_models as models
 from service.api.access import authorise
-from service.api.common import Headers, Service, deadline_of, identify, located, log_fault, retry_after_ms
+from service.api.common import Headers, Service, deadline_of, identify, log_fault, retry_after_ms, with_place
 from service.api.endpoint import origin_headers
 from service.api.grpc_messages import SERVICE, load_messages
 from service.api.open_inference import Inference, infer
@@ -303,7 +303,7 @@ class _Servicer:
             milliseconds = str(retry_after_ms(error))
             # The second is what gRPC clients that retry by themselves go by.
             call.tell({"retry-after-ms": milliseconds, "grpc-retry-pushback-ms": milliseconds})
-        return outcome_of(error), located(error).encode("utf-8", "replace").decode()
+        return outcome_of(error), with_place(str(error), error.param).encode("utf-8", "replace").decode()
 
     def _log(self, call: _Call, code: grpc.StatusCode) -> None:
         if self._service.settings.log_requests:
@@ -352,7 +352,6 @@ class _Servicer:
 
     async def _infer(self, request: Any, call: _Call) -> tuple[Any, Headers]:  # noqa: ANN401
         service = self._service
-        service.engine.check_admission()
         started = service.engine.clock()
         inference = inference_of(request)
         left_s = call.context.time_remaining()
