@@ -16,6 +16,7 @@ from model_store.errors import (
     InferenceError,
     ProviderNotAvailableError,
     RuntimeInstallationError,
+    one_line,
 )
 from model_store.extras import remedy
 from model_store.manifest import TOKENIZER_FILE, Artifact, Manifest, ScoreContract, Side
@@ -112,7 +113,7 @@ class OnnxClassifier:
         try:
             logits = self._compute(self._feeds(batch))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise InferenceError(f"{self.manifest.id} failed on a batch of {len(batch)}: {_one_line(error)}") from error
+            raise InferenceError(f"{self.manifest.id} failed on a batch of {len(batch)}: {one_line(error)}") from error
         expected = (len(batch), len(self.manifest.scores.labels))
         if logits.shape != expected:
             raise InferenceError(f"{self.manifest.id} answered with shape {logits.shape}, not {expected}")
@@ -171,7 +172,7 @@ def open_session(
         unwanted = ["SkipLayerNormFusion"] if provider == PROVIDERS["cpu"] else []
         session = onnxruntime.InferenceSession(model, options, providers=[provider], disabled_optimizers=unwanted)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ClassifierError(f"ONNX Runtime can't load the model file: {_one_line(error)}") from error
+        raise ClassifierError(f"ONNX Runtime can't load the model file: {one_line(error)}") from error
     if provider not in session.get_providers():  # it falls back to the CPU without an error
         raise ClassifierError(f"{provider} could not be started: check its driver and libraries, or choose another")
     return session
@@ -280,7 +281,3 @@ def largest_difference(logits: Logits, reference: Logits) -> float:
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

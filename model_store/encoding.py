@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from model_store.errors import ClassifierError, InvalidTextError, TextTooLongError
+from model_store.errors import ClassifierError, InvalidTextError, TextTooLongError, one_line
 from model_store.manifest import InputContract, Side
 from model_store.words import KnownWords
 
@@ -46,7 +46,7 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # the Rust side raises a bare Exception for every kind of malformed file
             raise ClassifierError(
-                f"{tokenizer_file.name} is not a tokenizer that can be read: {' '.join(str(error).split())}"
+                f"{tokenizer_file.name} is not a tokenizer that can be read: {one_line(error)}"
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -73,8 +73,7 @@ class TextEncoder:
                 else [self._tokenizer.encode_batch_fast([one], add_special_tokens=False)[0] for one in texts]
             )
         except Exception as error:  # the Rust side raises a bare Exception, or TypeError for lone surrogates
-            reason = " ".join(str(error).split())
-            raise InvalidTextError(f"the text can't be tokenised: {reason}") from error
+            raise InvalidTextError(f"the text can't be tokenised: {one_line(error)}") from error
         lengths = [len(sequence) for sequence in known or found]
         too_long = sum(lengths) > self._room
         if too_long and not truncate:

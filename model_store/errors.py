@@ -54,3 +54,8 @@ class TextTooLongError(InvalidTextError):
 
 class InferenceError(ClassifierError):
     """ONNX Runtime failed on a batch, or returned logits that are not finite."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind, where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model_store.errors import SuccessorError
+from model_store.errors import SuccessorError, one_line
 from model_store.extras import remedy
 from service.cli_keys import keys
 from service.cli_models import models
@@ -81,7 +81,7 @@ def read_config(file: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise ConfigFileError(f"the settings file {file} can't be read: {error.strerror}") from error
     except Exception as error:  # YAML's, TOML's and UTF-8's errors share no other base class
-        raise ConfigFileError(f"the settings file {file} is not valid: {_one_line(error)}") from error
+        raise ConfigFileError(f"the settings file {file} is not valid: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigFileError(f"the settings file {file} must hold `setting: value` lines")
     return content
@@ -115,10 +115,10 @@ def main(arguments: Sequence[str] | None = None, plugins: Sequence[EntryPoint] |
         app = command_line(arguments, [COMPARE, *entry_points(group=COMMAND_GROUP)] if plugins is None else plugins)
         app(arguments, prog_name="successor")
     except SuccessorError as error:
-        code, message = 1, _one_line(error)
+        code, message = 1, one_line(error)
     except ModuleNotFoundError as error:
         command = next((argument for argument in arguments if not argument.startswith("-")), "")
-        code, message = 1, f"{_one_line(error)}: {_remedy(command)}"
+        code, message = 1, f"{one_line(error)}: {_remedy(command)}"
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     typer.echo(f"error: {message}", err=True)
@@ -145,7 +145,7 @@ def _add(app: typer.Typer, plugin: EntryPoint) -> None:
     try:
         app.command(plugin.name)(plugin.load())
     except Exception as error:  # noqa: BLE001 - whatever a foreign package raises, the other commands go on
-        reason = f"`successor {plugin.name}` can't be loaded ({_one_line(error)}): {_remedy(plugin.name)}"
+        reason = f"`successor {plugin.name}` can't be loaded ({one_line(error)}): {_remedy(plugin.name)}"
 
         def unavailable() -> None:
             raise SuccessorError(reason)
@@ -159,10 +159,6 @@ def _add(app: typer.Typer, plugin: EntryPoint) -> None:
 def _remedy(command: str) -> str:
     extra = {"build": "build", "study": "build", "compare": "compare", "demo": "demo"}.get(command, "cpu")
     return remedy(extra)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

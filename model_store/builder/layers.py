@@ -16,6 +16,7 @@ from model_store.builder.batches import Collator, encode_row
 from model_store.builder.data import sample
 from model_store.builder.errors import WeightsError
 from model_store.encoding import TextEncoder
+from model_store.errors import one_line
 from model_store.manifest import TOKENIZER_FILE
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def check_architecture(folder: Path, *, replaced: bool) -> None:
         with torch.device("meta"):  # no numbers: neither time nor memory
             model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
     except Exception as error:  # an unknown or broken configuration: many kinds
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"predecessor: transformers can't make a classifier of {folder}: {reason}") from error
+        raise WeightsError(
+            f"predecessor: transformers can't make a classifier of {folder}: {one_line(error)}"
+        ) from error
     if replaced:
         stack_of(model)
 

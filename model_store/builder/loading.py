@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from model_store.builder.errors import WeightsError
 from model_store.builder.step import StepContext
 from model_store.builder.weights import is_tuned, read_config
+from model_store.errors import one_line
 
 
 def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
@@ -30,7 +31,7 @@ def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
             problem_type=problem.get(context.data.problem, "regression"),
         )
     except Exception as error:  # a cut file, shapes that do not fit: many kinds
-        raise WeightsError(f"the weights in {folder} can't be loaded: {' '.join(str(error).split())[:500]}") from error
+        raise WeightsError(f"the weights in {folder} can't be loaded: {one_line(error)[:500]}") from error
     missing = sorted(key for key in found["missing_keys"] if not _may_be_new(key, model, folder))
     if missing:
         raise WeightsError(
