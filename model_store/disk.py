@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -53,12 +54,17 @@ class Disk:
 def write_whole(file: Path, text: str) -> None:
     """Put a text file in its place in one step: readers see the one before or this one, never a part of it.
 
+    Whoever else writes it at the same time, in this process or on another machine, is not in the way.
+
     Raises:
         OSError: it can't be written; the one before is still there.
     """
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with aside.open("x", encoding="utf-8") as written:
+            written.write(text)
+            written.flush()
+            os.fsync(written.fileno())  # else a loss of power may leave the name and not the text
         aside.replace(file)
     except OSError:
         aside.unlink(missing_ok=True)
@@ -76,10 +82,19 @@ def list_entries(folder: Path) -> list[os.DirEntry[str]]:
         raise IntegrityError(f"{folder} can't be read ({error.strerror}): check its owner") from error
 
 
-def read_record(path: Path) -> bytes:
-    """The bytes of a manifest or an alias file, neither of which is large; a link or a pipe in its place is refused."""
+def read_record(path: Path, *, follow_links: bool = False) -> bytes:
+    """The bytes of a small file, such as a manifest.
+
+    Args:
+        path: where it is.
+        follow_links: whether it may be a link, as a path that an operator gives may. In a store nothing may.
+
+    Raises:
+        OSError: it can't be read, is too large, is not a file, or is a link.
+    """
     # Without waiting: a pipe that nobody writes to would be waited for without end.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    with os.fdopen(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         data = file.read(MAX_RECORD_BYTES + 1)

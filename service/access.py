@@ -106,7 +106,7 @@ def read_keys(path: Path) -> bytes:
         KeysFileError: it can't be read.
     """
     try:
-        return read_record(path)
+        return read_record(path, follow_links=True)  # Kubernetes mounts what is in a Secret as links
     except FileNotFoundError as error:
         raise KeysFileError(f"there are no API keys in {path}: make one with `successor keys new`") from error
     except OSError as error:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import structlog
+
 from model_store.disk import write_whole
 from service.errors import DemandNotKeptError
 
-_LOAD, _UNLOAD = "load", "unload"
+log = structlog.get_logger(__name__)
+
+_WANTED = {b"load": True, b"unload": False}
 
 
 class Demand:
@@ -22,6 +26,8 @@ class Demand:
         self._folder = folder
         self._memory: dict[str, bool] = {}
         """Used without a folder; `set` changes it."""
+        self._strange: set[str] = set()
+        """Files that say something else, and were logged."""
 
     def set(self, name: str, *, wanted: bool) -> None:
         """Ask for a name, which `check_name` has accepted.
@@ -34,7 +40,7 @@ class Demand:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / name, _LOAD if wanted else _UNLOAD)
+            write_whole(self._folder / name, "load" if wanted else "unload")
         except OSError as error:
             raise DemandNotKeptError(
                 f"{self._folder} can't be written ({error.strerror}): make it writable, or set another"
@@ -45,5 +51,9 @@ class Demand:
         """Every name that was asked for, and whether it is to be loaded."""
         if self._folder is None:
             return self._memory
-        files = [file for file in self._folder.glob("[!.]*") if file.is_file()]
-        return {file.name: file.read_text() == _LOAD for file in files}
+        said = {file.name: file.read_bytes() for file in self._folder.glob("[!.]*") if file.is_file()}
+        strange = said.keys() - {name for name, text in said.items() if text in _WANTED}
+        for name in strange - self._strange:
+            log.warning("passed over: it says neither load nor unload", file=str(self._folder / name))
+        self._strange = strange
+        return {name: _WANTED[text] for name, text in said.items() if text in _WANTED}
