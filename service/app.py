@@ -79,6 +79,9 @@ def create_app(
     app = Application(
         title="Successor",
         description=DESCRIPTION,
+        redirect_slashes=False,  # to wherever the request's Host says
+        docs_url=None,
+        redoc_url=None,
         lifespan=lambda _: running(settings, provider, control_dir, open_tracing),
     )
     app.include_router(operations.router)

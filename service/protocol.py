@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from starlette.types import Message
@@ -31,6 +33,11 @@ _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 _IGNORED = b"\r\nignored"
 # Where less is waited, few deadlines are out of reach, and it is not worth a look at each request's.
 _SHORT_WAIT_S = 0.05
+# So many connections beyond those that are allowed are told why they are refused; more are closed at once.
+_MOST_EXCESS = 64
+# What is not HTTP is refused and counted, and says nothing that a log should have.
+_QUIET = logging.getLogger("uvicorn.error.protocol")
+_QUIET.setLevel(logging.ERROR)
 # Bytes on the wire for a byte of a body, at most: a body may come in many small chunks.
 _WIRE_SHARE = 2
 
@@ -85,6 +92,28 @@ class Sender:
         cycle.on_response()
 
 
+class _Trailers(list[tuple[bytes, bytes]]):
+    """Takes the fields that follow a body in chunks, and keeps none: whoever checked the header has not seen them.
+
+    Source: RFC 9110, 6.5.1, which lets a recipient throw them away.
+
+    Args:
+        limit: bytes of them in one request.
+        refuse: raises, where there are more.
+    """
+
+    def __init__(self, limit: int, refuse: Callable[[], NoReturn]) -> None:
+        super().__init__()
+        self._limit, self._refuse = limit, refuse
+        self.bytes = 0
+
+    def append(self, field: tuple[bytes, bytes]) -> None:
+        """Count a field."""
+        self.bytes += len(field[0]) + len(field[1]) + 4
+        if self.bytes > self._limit:
+            self._refuse()
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with a `Sender`.
 
@@ -106,11 +135,18 @@ class Protocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None  # what the application was last asked to answer
         self._full_since = math.inf  # since when the client has not read what was written
         self.url = b""
+        self.logger = _QUIET
+        self._trailers = _Trailers(
+            self._service.settings.max_header_bytes, lambda: self._stop(self._header_too_large())
+        )
         self.app_state = {**self.app_state, "connection": self._connection}
         super().connection_made(transport)
         # An operator gets in where others are too many.
         at_operations = self.server is not None and self.server[1] == self._service.operations_port
-        self._excess = len(self.connections) > self._service.settings.max_connections and not at_operations
+        excess = 0 if at_operations else len(self.connections) - self._service.settings.max_connections
+        self._excess = excess > 0
+        if excess > _MOST_EXCESS:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Read on, but no request without end."""
@@ -151,6 +187,8 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():  # the field's name came in pieces
             self._stop(InvalidRequestError("this server speaks HTTP/1.1 only: send no Upgrade, and no CONNECT"))
         super().on_headers_complete()
+        self._trailers.bytes = 0
+        self.headers = self._trailers  # for what follows the body; the request has the list of before
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection: nobody waits for its answers."""

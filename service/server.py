@@ -18,9 +18,11 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
+import uvloop
 
 from service.access import parse_keys, read_keys
 from service.api.common import Service
@@ -44,6 +46,8 @@ _SWEEP_TICKS = 5
 # The number of glibc's switch, and from how many bytes on a block is one of its own.
 _MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2**18
+# How long a client may take over TLS's handshake, during which it is no connection that is counted.
+_HANDSHAKE_S = 5.0
 # Files that a process has open beside its connections.
 _OTHER_FILES = 256
 
@@ -151,7 +155,7 @@ def run_process(settings: Settings, listeners: Listeners, control_dir: Path | No
     app = create_app(settings, control_dir)
     config = uvicorn.Config(
         app,
-        loop="uvloop",
+        loop=f"{__name__}:Loop",
         http=Protocol,
         ws="none",
         lifespan="on",
@@ -218,6 +222,15 @@ def tune_allocator() -> bool:
         return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES))
     except AttributeError:
         return False
+
+
+class Loop(uvloop.Loop):
+    """uvloop's, with less patience for those who open a connection and leave TLS's handshake unfinished."""
+
+    async def create_server(self, *arguments: Any, ssl: Any = None, **named: Any) -> Any:  # noqa: ANN401
+        """Listen; uvicorn has no setting for how long a handshake may take."""
+        patience_s = None if ssl is None else _HANDSHAKE_S
+        return await super().create_server(*arguments, ssl=ssl, ssl_handshake_timeout=patience_s, **named)
 
 
 class Server(uvicorn.Server):

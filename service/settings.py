@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     )
     max_header_bytes: int = Field(32 * 2**10, ge=1_024, description="bytes of a request's line and header")
     max_body_bytes: int = Field(4 * 2**20, ge=1_024, description="bytes of a request's body")
+    max_arriving_bytes: int = Field(
+        512 * 2**20,
+        ge=2**20,
+        description="bytes of all bodies that are arriving in one process, and as many again over gRPC",
+    )
     max_text_chars: int = Field(20_000, ge=1, description="characters of one text, before it is tokenised")
     max_texts_per_request: int = Field(256, ge=1, description="texts in one request")
     max_batch_texts: int | None = Field(
@@ -145,6 +150,12 @@ class Settings(BaseSettings):
             raise ValueError("SUCCESSOR_OPERATIONS_PORT must be another than SUCCESSOR_PORT, on another host too")
         if self.grpc_port == 0 and self.processes > 1:
             raise ValueError("SUCCESSOR_GRPC_PORT must be a number where there are several processes: all listen on it")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_one(self) -> Self:
+        if self.max_arriving_bytes < self.max_body_bytes:
+            raise ValueError("SUCCESSOR_MAX_ARRIVING_BYTES must have room for one body: SUCCESSOR_MAX_BODY_BYTES")
         return self
 
     @model_validator(mode="after")

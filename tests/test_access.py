@@ -248,6 +248,23 @@ def test_processes_of_one_server_share_a_keys_rate(tmp_path: Path) -> None:
         ring.close()
 
 
+def test_keys_are_read_as_kubernetes_mounts_them_and_changed_as_it_changes_them(tmp_path: Path) -> None:
+    for version, key in (("one", "first"), ("two", "second")):
+        (tmp_path / version).mkdir()
+        write_keys(tmp_path / version / "keys.json", entry(key, "infer"))
+    (tmp_path / "..data").symlink_to("one")
+    path = tmp_path / "keys.json"
+    path.symlink_to(Path("..data") / "keys.json")
+    keyring = Keyring(path)
+    assert keyring.admit({b"x-api-key": b"first"}, "infer")
+    (tmp_path / "..aside").symlink_to("two")
+    (tmp_path / "..aside").rename(tmp_path / "..data")
+    keyring.refresh()
+    assert keyring.admit({b"x-api-key": b"second"}, "infer")
+    with pytest.raises(AuthenticationError):
+        keyring.admit({b"x-api-key": b"first"}, "infer")
+
+
 def test_the_file_is_looked_at_until_cancelled(tmp_path: Path) -> None:
     async def scenario() -> None:
         path = write_keys(tmp_path / "keys.json", entry("old", "infer"))
@@ -449,9 +466,19 @@ def test_without_keys_everything_but_administration_is_open(store: ModelStore, t
 
 def test_who_administers_is_logged_by_name_and_no_key_is(guarded: WebClient) -> None:
     with structlog.testing.capture_logs() as logs:
-        guarded.post("/v1/admin/sync", headers=BEARER)
+        guarded.post("/v1/admin/sync", headers=BEARER | {"x-request-id": "seven"})
+        guarded.post("/v2/repository/models/tiny/load", headers=BEARER)
         guarded.post("/v1/admin/sync", headers={"x-api-key": "wrong-key"})
-    assert [record["key"] for record in logs if record["event"] == "administration"] == ["everything"]
+    first, second = (record for record in logs if record["event"] == "administration")
+    assert first == {
+        "event": "administration",
+        "log_level": "info",
+        "key": "everything",
+        "method": "POST",
+        "path": "/v1/admin/sync",
+        "request_id": "seven",
+    }
+    assert (second["key"], second["path"]) == ("everything", "/v2/repository/models/tiny/load")
     assert KEY not in str(logs)
     assert "wrong-key" not in str(logs)
 

@@ -6,6 +6,7 @@ import gc
 import gzip
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 
@@ -317,7 +318,18 @@ def test_the_openapi_document_describes_it_whole(client: WebClient) -> None:
         assert classify(client, "x") is not None
         assert set(example) <= set(request["properties"])
     assert schemas["ErrorAnswer"]["example"]["error"]["code"] == "model_not_found"
-    assert client.get("/docs").status_code == 200
+    page = client.get("/docs")
+    assert page.status_code == 200
+    # What comes from elsewhere is of one version, and checked by the browser.
+    assert len(re.findall(r'(?:src|href)="https://[^"]+@\d+\.\d+\.\d+/[^"]+" integrity="sha384-', page.text)) == 2
+    assert page.text.count("https://") == 2
+
+
+@pytest.mark.parametrize("path", ["/docs/", "/v1/models/", "/redoc"])
+def test_nobody_is_sent_elsewhere(client: WebClient, path: str) -> None:
+    answer = client.get(path, headers={"host": "elsewhere.example"})
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 def test_answers_are_as_their_documented_schema(client: WebClient) -> None:

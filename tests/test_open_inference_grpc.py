@@ -453,12 +453,44 @@ def half_call(address: str, method: str, **settings: Any) -> Any:  # noqa: ANN40
     return ask
 
 
-@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive", "ModelStreamInfer"])
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelReady", "ModelStreamInfer"])
 def test_a_call_whose_message_does_not_come_is_given_up(store: ModelStore, tiny: ModelId, method: str) -> None:
     for client in client_of(store, receive_timeout_ms=50):
         code, sentence = client.run(half_call(client.address, method))
         assert (code, sentence) == ("DEADLINE_EXCEEDED", "no message came within 50 ms: call again")
         assert 'successor_refusals_total{reason="request_timeout"} 1.0' in client.web.get("/metrics").text
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ServerMetadata"])
+def test_what_anybody_may_ask_is_answered_without_a_message(client: GrpcClient, method: str) -> None:
+    assert client.run(half_call(client.address, method)) == ("OK", "")
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_only_so_many_messages_are_waited_for_as_may_all_be_large(
+    store: ModelStore, tiny: ModelId, method: str
+) -> None:
+    small = {"max_body_bytes": 2**20, "max_arriving_bytes": 2**21}
+    for client in client_of(store, receive_timeout_ms=300, **small):
+        half = half_call(client.address, method)
+
+        async def both(channel: Any, half: Callable[[Any], Any] = half) -> list[tuple[str, str]]:  # noqa: ANN401 - as above
+            return sorted(await asyncio.gather(half(channel), half(channel)))
+
+        ended = client.run(both)
+        assert [code for code, _ in ended] == ["DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"]
+        assert "SUCCESSOR_MAX_ARRIVING_BYTES" in ended[1][1]
+        assert client.call("ModelInfer", request(["a"])).outputs  # there is room again
+
+
+def test_what_is_said_of_a_request_is_cut(client: GrpcClient) -> None:
+    message = request(["a"])
+    message.inputs[0].name = "x" * 20_000
+    message.inputs[0].contents.bytes_contents.append(b"a")
+    error = client.refused("ModelInfer", message)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert len(error.details()) == 2_001
+    assert "x-request-id" in dict(error.trailing_metadata())
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "RepositoryModelUnload"])

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
 from service.app import create_app
-from service.protocol import Protocol
+from service.protocol import _MOST_EXCESS, Protocol
 from service.settings import load_settings
 from tests.web import WebClient, running_app
 
@@ -561,8 +561,26 @@ def test_trailers_without_end_are_cut_off(store: ModelStore, tiny: ModelId) -> N
             while sent < 50 * 2**20:
                 peer.connection.sendall(b"t: " + b"x" * 4_000 + b"\r\n")
                 sent += 4_000
-        assert peer.answer()[0] in {413, 422}
+        assert peer.answer()[0] in {413, 422, 431}  # the header's limit is theirs too
     assert sent < 20 * 2**20
+
+
+def test_trailers_change_nothing_that_the_header_says_and_are_not_kept(listening: Listening) -> None:
+    chunked = CHUNKED % b"/v1/classify"
+    chunked = chunked.replace(b"\r\n\r\n", b"\r\nX-Request-Id: mine\r\n\r\n") + b"%x\r\n%b\r\n0\r\n"
+    with listening.connected(chunked % (len(BODY), BODY) + b"X-Request-Id: another\r\nX: y\r\n\r\n") as peer:
+        status, headers, _ = peer.answer()
+        assert (status, headers["x-request-id"]) == (200, "mine")
+        peer.connection.sendall(WHOLE)  # whose header is read again
+        status, headers, _ = peer.answer()
+        assert status == 200
+        assert headers["x-request-id"] not in {"mine", "another"}
+
+
+def test_many_short_trailers_are_refused_before_they_take_memory(listening: Listening) -> None:
+    with listening.connected(CHUNKED % b"/v1/classify" + b"0\r\n" + b"a:\r\n" * 20_000) as peer:
+        assert peer.answer()[0] in {400, 431}  # an empty body is no request: either may be first
+        assert all(not protocol.headers for protocol in listening.state.connections)  # type: ignore[union-attr]
 
 
 def test_a_refusal_is_not_taken_for_the_answer_to_an_earlier_request(listening: Listening) -> None:
@@ -610,6 +628,41 @@ def test_one_connection_too_many_that_says_nothing_is_closed_soon(store: ModelSt
         assert second.answer()[0] == 503
         first.connection.sendall(WHOLE)
         assert first.answer()[0] == 200
+
+
+def test_of_very_many_too_many_most_are_closed_at_once(store: ModelStore, tiny: ModelId) -> None:
+    with listening_with(store, max_connections=1) as listening, contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(listening.connected()) for _ in range(1 + _MOST_EXCESS)]
+        while len(listening.state.connections) < len(peers):
+            threading.Event().wait(0.005)
+        with listening.connected() as one_more, contextlib.suppress(ConnectionError):
+            assert one_more.rest() == b""  # without a sweep
+        assert len(listening.state.connections) == len(peers)
+
+
+def test_what_is_not_http_is_counted_and_not_logged(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
+    with listening.connected(b"nonsense\r\n\r\n") as peer:
+        assert peer.answer()[0] == 400
+    assert listening.refusals("invalid_request") == 1
+    assert caplog.records == []
+
+
+def test_bodies_that_arrive_have_a_limit_together(store: ModelStore, tiny: ModelId) -> None:
+    part, whole = 700_000, 2**20
+    with listening_with(store, max_body_bytes=whole, max_arriving_bytes=whole) as listening:
+        service = listening.client.service
+        with listening.connected(HEAD % whole + b" " * part):
+            while service.arriving_bytes < part:
+                threading.Event().wait(0.005)
+            with listening.connected(HEAD % whole + b" " * part) as second:
+                status, headers, answer = second.answer()
+                assert (status, headers["retry-after"], answer["error"]["code"]) == (429, "1", "overloaded")
+            with listening.connected(WHOLE) as short:
+                assert short.answer()[0] == 200
+        while service.arriving_bytes:
+            threading.Event().wait(0.005)
+        with listening.connected(HEAD % (part + len(BODY)) + b" " * part + BODY) as alone:
+            assert alone.answer()[0] == 200
 
 
 def test_the_operations_port_takes_connections_when_the_other_has_too_many(store: ModelStore, tiny: ModelId) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import http.client
@@ -27,7 +28,7 @@ from model_store.store import ModelStore
 from service import health_check
 from service.errors import ListenError
 from service.processes import Supervisor
-from service.server import address, listen, run_process, tune_allocator
+from service.server import Loop, address, listen, run_process, tune_allocator
 from service.settings import load_settings
 from tests.keys import BEARER, write_keys
 from tests.tiny import make_tiny_version
@@ -502,6 +503,24 @@ def test_processes_that_keep_dying_end_the_server(store: ModelStore, tiny: Model
         check=False,
     )
     assert done.returncode == 1
+
+
+def test_a_handshake_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server._HANDSHAKE_S", 0.05)
+
+    async def silent() -> bytes:
+        listening = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, "127.0.0.1", 0, ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        )
+        async with listening:
+            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            try:
+                return await asyncio.wait_for(reader.read(), 20)
+            finally:
+                writer.close()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        assert runner.run(silent()) == b""
 
 
 def test_an_address_that_is_taken_is_refused_in_one_line() -> None:

@@ -119,6 +119,12 @@ def test_every_setting_is_described_and_times_and_sizes_name_their_unit() -> Non
             pytest.fail(f"{name} does not name its unit")
 
 
+def test_what_arrives_must_have_room_for_one_body() -> None:
+    assert load_settings(max_body_bytes=2**21, max_arriving_bytes=2**21).max_arriving_bytes == 2**21
+    with pytest.raises(InvalidSettingsError, match="SUCCESSOR_MAX_BODY_BYTES"):
+        load_settings(max_body_bytes=2**21, max_arriving_bytes=2**20)
+
+
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUCCESSOR_API_KEYS_FILE", "")
     assert load_settings().api_keys_file is None

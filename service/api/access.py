@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -14,8 +14,16 @@ from service.errors import NotPermittedError, WrongPortError
 log = structlog.get_logger(__name__)
 
 
-def authorise(service: Service, headers: Mapping[bytes, bytes], permission: Permission) -> None:
-    """Let a request through that may do what it asks for.
+def authorise(
+    service: Service, headers: Mapping[bytes, bytes], permission: Permission, asked: Callable[[], Mapping[str, str]]
+) -> None:
+    """Let a request through that may do what it asks for; one that administers is logged.
+
+    Args:
+        service: with the keys.
+        headers: of the request.
+        permission: what it needs.
+        asked: what the log says of one that administers.
 
     Raises:
         AuthenticationError: keys are needed here, and it carries none that is known.
@@ -25,9 +33,15 @@ def authorise(service: Service, headers: Mapping[bytes, bytes], permission: Perm
     if service.keyring is not None:
         name = service.keyring.admit(headers, permission)
         if permission == "admin":
-            log.info("administration", key=name)
+            log.info("administration", key=name, **asked())
     elif permission == "admin":
         raise NotPermittedError("administration is off: give the server keys with SUCCESSOR_API_KEYS_FILE")
+
+
+def asked_over_http(scope: Mapping[str, Any]) -> dict[str, str]:
+    """What the log says of a request inside `Envelope`."""
+    request_id: bytes = scope["state"]["request_id"]
+    return {"method": scope["method"], "path": scope["path"], "request_id": request_id.decode()}
 
 
 def check_port(service: Service, scope: Mapping[str, Any], permission: Permission) -> None:

@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 MAX_TIMEOUT_S = 3_600.0
 _MAX_REQUEST_ID = 128
+# Where too much arrives at a time, when to come again: how soon others have sent theirs, nobody knows.
+ARRIVING_S = 1.0
 
 WHOLE = "successor.body"
 """An extension of ASGI: the message that starts an answer may have all of its body under this key, and ends it then."""
@@ -64,6 +66,8 @@ class Service:
     """Where metrics and administration are, if not where all else is."""
     tracing: Tracing | None = None
     """Makes spans, where OpenTelemetry is configured."""
+    arriving_bytes: int = 0
+    """Of bodies that have begun to arrive and have not ended."""
     leave_by: float = math.inf
     """Until when what is in flight has time, on the monotonic clock; set once, by the shutdown."""
     _prefix: str = field(default_factory=lambda: secrets.token_hex(6))
@@ -252,27 +256,38 @@ async def send_reply(scope: Scope, send: Send, reply: Reply) -> None:
         await send({"type": "http.response.body", "body": reply.body})
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
-    """The whole body, given up as soon as it is known to be too large.
+async def read_body(service: Service, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+    """The whole body, given up as soon as it is known to be too large, or too much with all others that arrive.
 
     Raises:
-        BodyTooLargeError: announced or found to have more than `limit` bytes.
+        BodyTooLargeError: announced or found to have more bytes than a body may.
         ClientGoneError: the connection was closed before its end.
+        OverloadedError: the bodies that are arriving have as many bytes as they may together.
     """
+    limit = service.settings.max_body_bytes
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
         raise _too_large(limit)
     body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError("the client closed the connection before the end of its request")
-        chunk: bytes = message.get("body", b"")
-        if len(body) + len(chunk) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
-            return bytes(body + chunk) if body else chunk
-        body += chunk
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError("the client closed the connection before the end of its request")
+            chunk: bytes = message.get("body", b"")
+            if len(body) + len(chunk) > limit:
+                raise _too_large(limit)
+            if not message.get("more_body", False):
+                return bytes(body + chunk) if body else chunk
+            body += chunk
+            service.arriving_bytes += len(chunk)
+            if service.arriving_bytes > service.settings.max_arriving_bytes:
+                raise OverloadedError(
+                    "the requests that are arriving are as large as they may be together: retry later",
+                    retry_after_s=ARRIVING_S,
+                )
+    finally:
+        service.arriving_bytes -= len(body)
 
 
 def _too_large(limit: int) -> BodyTooLargeError:

@@ -18,7 +18,7 @@ from model_store.encoding import TextItem
 from model_store.errors import SuccessorError
 from model_store.manifest import Side
 from service.access import Permission
-from service.api.access import authorise, check_port
+from service.api.access import asked_over_http, authorise, check_port
 from service.api.common import (
     NATIVE,
     NOWHERE,
@@ -73,7 +73,7 @@ class Call:
 
     async def body(self) -> bytes:
         """Its whole body, within the server's limit; see `read_body`."""
-        body = await read_body(self.receive, self.headers, self.service.settings.max_body_bytes)
+        body = await read_body(self.service, self.receive, self.headers)
         self.started = self.service.engine.clock()
         return body
 
@@ -245,7 +245,7 @@ class Endpoint:
         """
         if self.permission is not None:
             check_port(service, scope, self.permission)
-            authorise(service, headers, self.permission)
+            authorise(service, headers, self.permission, lambda: asked_over_http(scope))
         if self.work:
             # What states none in its header may state one in its body.
             service.engine.check_admission(deadline_of(headers, service.engine.clock(), math.inf))

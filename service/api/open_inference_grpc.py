@@ -20,7 +20,16 @@ from model_store.errors import SuccessorError
 from service.access import Permission
 from service.api import open_inference_models as models
 from service.api.access import authorise
-from service.api.common import Headers, Service, deadline_of, identify, log_fault, retry_after_ms, with_place
+from service.api.common import (
+    ARRIVING_S,
+    Headers,
+    Service,
+    deadline_of,
+    identify,
+    log_fault,
+    retry_after_ms,
+    with_place,
+)
 from service.api.endpoint import origin_headers
 from service.api.grpc_messages import SERVICE, load_messages
 from service.api.open_inference import Inference, infer
@@ -69,6 +78,8 @@ _LEAST_GRACE_S = 0.5
 # The library's options are numbers of 32 bits.
 _MOST = 2**31 - 1
 _MOST_PARAMETERS = 64
+# Of what is said of an error: the library gives up an answer whose end is longer than 16 KiB.
+_MOST_SAID = 2_000
 # Methods that ask a model for answers.
 _WORK = {"ModelInfer", "ModelStreamInfer"}
 
@@ -155,11 +166,18 @@ class _Servicer:
 
     All of them are streams of requests to the library, also those that have one: it hands these over only when they are
     there and parsed, and would wait for them for ever. On the wire there is no difference.
+
+    While the library waits for a message it keeps what has come of it, and says nothing of how much that is. So only
+    as many are waited for at a time as may all be as large as one may be: half of them the only ones of their calls,
+    half the next ones of streams. A message that nobody waits for stays with its client.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._messages = load_messages()
+        settings = service.settings
+        most = max(1, settings.max_arriving_bytes // (2 * settings.max_body_bytes))
+        self._arriving, self._streams = asyncio.Semaphore(most), asyncio.Semaphore(most)
 
     def handlers(self) -> Any:  # noqa: ANN401 - gRPC's generic handler
         """What the server dispatches by."""
@@ -203,7 +221,8 @@ class _Servicer:
         try:
             with self._traced(call):
                 self._enter(call, permission)
-                answer = await method(await self._read_only(call), call)
+                # What anybody may ask needs no message: its fields, if it has any, say nothing.
+                answer = await method(None if permission is None else await self._read_only(call), call)
         except Exception as error:  # noqa: BLE001 - as the envelope does for HTTP
             code = await self._end(call, error)
         else:
@@ -232,14 +251,28 @@ class _Servicer:
         if permission == "admin" and self._service.operations_port is not None:
             raise WrongPortError("administration is at the server's operations port, over HTTP")
         if permission is not None:
-            authorise(self._service, call.headers, permission)
+            asked = {"method": "gRPC", "path": call.path, "request_id": call.request_id.decode()}
+            authorise(self._service, call.headers, permission, lambda: asked)
         if call.name in _WORK:
             limit_s = call.context.time_remaining()
             self._service.engine.check_admission(deadline_of(call.headers, call.arrived, math.inf, limit_s))
 
     async def _read_only(self, call: _Call) -> Any:  # noqa: ANN401 - a message
-        """The one message of a call; see `_read`."""
-        request = await self._read(call, f"{call.name}Request", self._service.settings.receive_timeout_ms)
+        """The one message of a call; see `_read`.
+
+        Raises:
+            OverloadedError: so many others have been arriving for so long that this one could not.
+        """
+        within_ms = self._service.settings.receive_timeout_ms
+        try:
+            async with asyncio.timeout(within_ms / 1e3):
+                await self._arriving.acquire()
+        except TimeoutError as error:
+            raise _too_much() from error
+        try:
+            request = await self._read(call, f"{call.name}Request", within_ms)
+        finally:
+            self._arriving.release()
         if request is None:
             raise ClientGoneError("the client ended the call before its message")
         return request
@@ -303,7 +336,9 @@ class _Servicer:
             milliseconds = str(retry_after_ms(error))
             # The second is what gRPC clients that retry by themselves go by.
             call.tell({"retry-after-ms": milliseconds, "grpc-retry-pushback-ms": milliseconds})
-        return outcome_of(error), with_place(str(error), error.param).encode("utf-8", "replace").decode()
+        said = with_place(str(error), error.param)
+        said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}…"
+        return outcome_of(error), said.encode("utf-8", "replace").decode()
 
     def _log(self, call: _Call, code: grpc.StatusCode) -> None:
         if self._service.settings.log_requests:
@@ -321,34 +356,47 @@ class _Servicer:
         code = grpc.StatusCode.CANCELLED  # as above
         try:
             self._enter(call, "infer")  # which also lets the first request in
-            admitted, patience_ms = True, settings.receive_timeout_ms
-            while True:
-                request_id = ""
-                try:
-                    request = await self._read(call, "ModelInferRequest", patience_ms)
-                    if request is None:
-                        code = grpc.StatusCode.OK
+            async with self._open_stream():
+                admitted, patience_ms = True, settings.receive_timeout_ms
+                while True:
+                    request_id = ""
+                    try:
+                        request = await self._read(call, "ModelInferRequest", patience_ms)
+                        if request is None:
+                            code = grpc.StatusCode.OK
+                            break
+                        request_id, call.arrived = request.id, self._service.engine.clock()
+                        with self._traced(call):
+                            if not admitted:
+                                self._enter(call, "infer")
+                            response, _origin = await self._infer(request, call)
+                        yield make(infer_response=response)
+                    except RequestTimeoutError:
+                        if admitted:
+                            raise
+                        code = grpc.StatusCode.OK  # idle, as a connection of HTTP that is kept alive for so long
                         break
-                    request_id, call.arrived = request.id, self._service.engine.clock()
-                    with self._traced(call):
-                        if not admitted:
-                            self._enter(call, "infer")
-                        response, _origin = await self._infer(request, call)
-                    yield make(infer_response=response)
-                except RequestTimeoutError:
-                    if admitted:
-                        raise
-                    code = grpc.StatusCode.OK  # idle, as a connection of HTTP that is kept alive for so long
-                    break
-                except Exception as error:  # noqa: BLE001 - as above
-                    refused = make(error_message=self._refusal(error, call)[1])
-                    refused.infer_response.id = request_id
-                    yield refused
-                admitted, patience_ms = False, settings.keep_alive_ms
+                    except Exception as error:  # noqa: BLE001 - as above
+                        refused = make(error_message=self._refusal(error, call)[1])
+                        refused.infer_response.id = request_id
+                        yield refused
+                    admitted, patience_ms = False, settings.keep_alive_ms
         except Exception as error:  # noqa: BLE001 - as above
             code = await self._end(call, error)
         finally:
             self._log(call, code)
+
+    @asynccontextmanager
+    async def _open_stream(self) -> AsyncIterator[None]:
+        """A stream's place, until it ends.
+
+        Raises:
+            OverloadedError: there is none.
+        """
+        if self._streams.locked():
+            raise _too_much()
+        async with self._streams:
+            yield
 
     async def _infer(self, request: Any, call: _Call) -> tuple[Any, Headers]:  # noqa: ANN401
         service = self._service
@@ -414,6 +462,13 @@ class _Servicer:
 
     def _made(self, name: str, document: Mapping[str, object]) -> Any:  # noqa: ANN401 - a message
         return ParseDict(document, self._messages[name]())
+
+
+def _too_much() -> OverloadedError:
+    return OverloadedError(
+        "as many messages are waited for as may be, by SUCCESSOR_MAX_ARRIVING_BYTES: retry later",
+        retry_after_s=ARRIVING_S,
+    )
 
 
 def inference_of(request: Any) -> Inference:  # noqa: ANN401 - a ModelInferRequest

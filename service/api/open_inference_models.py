@@ -7,6 +7,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Manifest, ModelId, check_name
@@ -15,6 +16,8 @@ from service.api.common import Service
 from service.api.tensors import TEXT, TEXT_PAIR, described
 from service.errors import InvalidRequestError
 from service.registry import Table
+
+log = structlog.get_logger(__name__)
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "classification", "statistics", "model_configuration", "model_repository")
@@ -189,6 +192,7 @@ async def demand(service: Service, name: str, *, wanted: bool) -> None:
     if wanted or name not in {model.name for model in registry.table.models} | registry.table.unloaded:
         await asyncio.to_thread(service.store.resolve, name)
     await asyncio.to_thread(registry.demand.set, name, wanted=wanted)
+    log.info("asked for by hand" if wanted else "let go of by hand", name=name)
     await service.sync(name)
     if wanted:
         registry.check_current(name)

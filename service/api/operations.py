@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Literal
 
+import structlog
 from fastapi import APIRouter, Depends, Request, Response, params
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import HTMLResponse
 
 from model_store.manifest import Problem
 from service.access import Permission
-from service.api.access import authorise, check_port
+from service.api.access import asked_over_http, authorise, check_port
 from service.api.common import ErrorAnswer, Service, read_body
+from service.api.docs_page import DOCS_PAGE
 from service.api.parsing import parse_body
 from service.registry import Table
+
+log = structlog.get_logger(__name__)
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
@@ -99,7 +104,7 @@ def permitted(permission: Permission) -> list[params.Depends]:
 
     async def check(service: Running, request: Request) -> None:
         check_port(service, request.scope, permission)
-        authorise(service, dict(request.scope["headers"]), permission)
+        authorise(service, dict(request.scope["headers"]), permission, lambda: asked_over_http(request.scope))
 
     return [Depends(check)]
 
@@ -112,11 +117,17 @@ async def promotion_of(service: Running, request: Request) -> Promotion:
         ClientGoneError: the connection was closed before its end.
         InvalidRequestError: not what `Promotion` says.
     """
-    body = await read_body(request.receive, dict(request.scope["headers"]), service.settings.max_body_bytes)
+    body = await read_body(service, request.receive, dict(request.scope["headers"]))
     return parse_body(Promotion, body, {})
 
 
 router = APIRouter()
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """The API for people."""
+    return HTMLResponse(DOCS_PAGE)
 
 
 @router.head("/v1/models", include_in_schema=False, dependencies=permitted("infer"))
@@ -185,6 +196,7 @@ async def promote(
     model = await asyncio.to_thread(store.resolve, f"{name}@{promotion.version}")
     async with service.registry.at_hand(model):
         await asyncio.to_thread(store.promote, model, alias)
+        log.info("alias moved", alias=f"{name}@{alias}", model=str(model))
         await service.sync(name)
     return await list_models(service)
 
