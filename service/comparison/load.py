@@ -6,13 +6,14 @@ Its loop is closed: the next request is sent when the last is answered.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import math
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple, Self, TypeVar
+
+import uvloop
 
 from service.comparison.connection import NO_ANSWER, Connection, Origin, Reply
 from service.comparison.errors import LoadError
@@ -124,19 +125,15 @@ class Client:
 
 
 def run(main: Coroutine[object, object, Result]) -> Result:
-    """Run a coroutine on the fastest event loop that is installed, in a short time slice.
+    """Run a coroutine on the fastest event loop, in a short time slice.
 
     So does every load, a comparison's too: the clients that it stands for have processors of their own, and what it
     waited for the server's would count as latency, the same for a fast model and a slow one.
     """
     set_time_slice(LOOP_SLICE_S)
     try:
-        if importlib.util.find_spec("uvloop") is not None:
-            import uvloop
-
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(main)
-        return asyncio.run(main)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
     finally:
         set_time_slice(SYSTEM_SLICE_S)
 
