@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+from service.comparison.connection import Origin
+
 Classify = Callable[[dict[str, Any]], "tuple[int, Any] | bytes | None"]
 
 
@@ -35,6 +37,11 @@ def entry(model: str, **changes: object) -> dict[str, Any]:
 def labelled(label: str) -> tuple[int, Any]:
     """An answer of 200 with a label."""
     return 200, {"object": "list", "data": [{"index": 0, "label": label}]}
+
+
+def requests(url: str, count: int) -> list[bytes]:
+    """Prepared requests to classify `text 0`, `text 1`, …"""
+    return [Origin.parse(url).post("/v1/classify", {"input": f"text {index}"}) for index in range(count)]
 
 
 class StubServer:

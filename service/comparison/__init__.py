@@ -3,7 +3,7 @@
 Read in this order:
 
 1. `texts`: the texts, their labels, and whether they fit the models.
-2. `connection`, `timer`, `load`: the load generator: keep-alive connections, exact times, closed and open loop.
+2. `connection`, `load`: the load generator: keep-alive connections, and the closed loop over them.
 3. `servers`: the servers that are started for a comparison, and what they say of their models.
 4. `measure`: the interleaving, and the raw samples that it leaves.
 5. `quality`, `results`: from samples to figures with intervals, and the conclusions that they allow.

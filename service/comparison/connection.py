@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
         self._asked = _Asked(index, sent if due is None else due, sent, timer, ended)
         transport.write(request)
 
-    async def ask(self, request: bytes, index: int = 0, due: float | None = None) -> Reply:
+    async def ask(self, request: bytes, index: int = 0) -> Reply:
         """Send one request and wait for its answer.
 
         Raises:
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
             else:
                 outcome.set_result(ended)
 
-        self.begin(request, index, due, end)
+        self.begin(request, index, None, end)
         try:
             return await outcome
         except asyncio.CancelledError:

@@ -16,6 +16,7 @@ from service.comparison.connection import Reply
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.engine import EngineAlone
 from tests.benchmarks.figures import Figure, Report, at_least, at_most, ratio_of_rounds
+from tests.benchmarks.open_loop import open_loop, poisson_arrivals
 from tests.benchmarks.servers import Target
 from tests.benchmarks.throughput import Rates
 from tests.benchmarks.wrk import drive, processor_seconds
@@ -56,8 +57,8 @@ def measure_arrivals(engine: EngineAlone, served: Target, effort: Effort, report
         seen = _Arrivals([engine.service_times(cores)])
         for number in range(effort.arrivals_rounds):
             rate = share * cores / float(np.mean(seen.times[-1]))
-            arrivals = load.poisson_arrivals(rate, effort.arrivals_seconds, seed=int(100 * share) + number)
-            seen.replies += load.run(_open_loop(served, arrivals, _NO_HEADERS))
+            arrivals = poisson_arrivals(rate, effort.arrivals_seconds, seed=int(100 * share) + number)
+            seen.replies += load.run(_drive_open_loop(served, arrivals, _NO_HEADERS))
             seen.in_process.append(engine.latencies(arrivals, cores))
             seen.times.append(engine.service_times(cores))
             seen.arrivals.append(arrivals)
@@ -125,9 +126,9 @@ def measure_overload(served: Target, rates: Rates, effort: Effort, report: Repor
     generator_seconds = seconds = 0.0
     useful = 0
     for number in range(effort.rounds):
-        arrivals = load.poisson_arrivals(OVERLOAD * rates.engine, effort.overload_seconds, seed=300 + number)
+        arrivals = poisson_arrivals(OVERLOAD * rates.engine, effort.overload_seconds, seed=300 + number)
         used = processor_seconds(resource.RUSAGE_SELF)
-        seen = load.run(_open_loop(served, arrivals, headers, connections=_CONNECTIONS))
+        seen = load.run(_drive_open_loop(served, arrivals, headers, connections=_CONNECTIONS))
         generator_seconds += processor_seconds(resource.RUSAGE_SELF) - used
         own.append(_closed_rate(served, effort))
         in_time = sum(reply.status == 200 and 1000 * reply.latency <= DEADLINE_MS for reply in seen)
@@ -155,9 +156,9 @@ def _closed_rate(served: Target, effort: Effort) -> float:
     return drive(served.server.url, served.path, served.bodies, 16, effort.round_seconds).answers_a_second
 
 
-async def _open_loop(
+async def _drive_open_loop(
     served: Target, arrivals: Sequence[float], headers: dict[str, str], *, connections: int = 64
 ) -> list[Reply]:
     requests = itertools.cycle(served.requests(headers))
     async with load.Client(served.server.url, connections, strict=False) as client:
-        return await client.open_loop(requests, arrivals)
+        return await open_loop(client, requests, arrivals)

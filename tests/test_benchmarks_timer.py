@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 
 from service.comparison.load import run
-from service.comparison.timer import exact_timer, open_system_timer
+from tests.benchmarks.timer import exact_timer, open_system_timer
 
 
 def no_timer() -> int:
