@@ -1,5 +1,12 @@
 """Every error that the store and the classifier raise; their messages say what to do, in one line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class SuccessorError(Exception):
     """Base of all expected errors: the command line prints it as one line and exits with 1."""
@@ -54,6 +61,12 @@ class TextTooLongError(InvalidTextError):
 
 class InferenceError(ClassifierError):
     """ONNX Runtime failed on a batch, or returned logits that are not finite."""
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Where the first thing is that is wrong, a dotted path or nothing, and what it is; no value is quoted."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
 def one_line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from model_store.errors import (
     StoreError,
     StoreWriteError,
     VersionInUseError,
+    first_problem,
 )
 from model_store.external_data import external_locations
 from model_store.manifest import (
@@ -128,6 +129,14 @@ class ModelStore:
         return sorted(
             int(entry.name) for entry in entries if _is_version(entry.name) and entry.is_dir(follow_symlinks=False)
         )
+
+    def ids(self) -> list[ModelId]:
+        """Every version of every name, oldest first within a name."""
+        return [ModelId(name=name, version=version) for name in self.names() for version in self.versions(name)]
+
+    def aliases_of(self, model: ModelId) -> list[str]:
+        """The aliases that point at a version, sorted; see `aliases`."""
+        return sorted(alias for alias, version in self.aliases(model.name).items() if version == model.version)
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of `name` and the version that each points at.
@@ -296,7 +305,7 @@ class ModelStore:
         self._require(model)
         with self._writing(model.name) as folder:
             self._require(model)  # as above
-            using = sorted(alias for alias, version in self.aliases(model.name).items() if version == model.version)
+            using = self.aliases_of(model)
             if using:
                 raise VersionInUseError(f"{model} is what {_listed(using)} points at: promote another version first")
             self._disk.rename(folder / str(model.version), folder / f".removed-{model.version}")
@@ -388,7 +397,7 @@ class ModelStore:
                 **{field: getattr(draft, field) for field in Draft.model_fields},
             )
         except ValidationError as error:
-            raise StoreError(f"{draft.name!r} can't be published: {error.errors()[0]['msg']}") from error
+            raise StoreError(f"{draft.name!r} can't be published: {first_problem(error)[1]}") from error
 
 
 def _check_self_contained(folder: Path, manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model_store.disk import read_record
-from model_store.errors import SuccessorError
+from model_store.errors import SuccessorError, first_problem
 from service.background import repeat
 from service.errors import AuthenticationError, NotPermittedError, RateLimitedError
 from service.rate_limit import TokenBucket
@@ -92,11 +92,8 @@ def parse_keys(data: bytes, path: Path) -> KeysFile:
     try:
         return KeysFile.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise KeysFileError(
-            f"the API keys in {path} are not valid: {where + ': ' if where else ''}{first['msg']}"
-        ) from None
+        where, what = first_problem(error)
+        raise KeysFileError(f"the API keys in {path} are not valid: {where + ': ' if where else ''}{what}") from None
 
 
 def read_keys(path: Path) -> bytes:

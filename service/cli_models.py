@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ ReferenceArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]
 @models.command("list", epilog="Example: successor models list --store artifacts/store")
 def list_models(store: StoreOption = DEFAULT_STORE, *, as_json: JsonOption = False) -> None:
     """List every version with its aliases, files, main metric and gate."""
-    summaries = [_summary(ModelStore(store), model) for model in _all_versions(ModelStore(store))]
+    summaries = [_summary(ModelStore(store), model) for model in ModelStore(store).ids()]
     if as_json:
         _print_json(summaries)
     elif summaries:
@@ -45,7 +45,7 @@ def show_model(
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
     else:
-        _print_table(["", str(manifest.id)], _details(manifest, _aliases_of(shelf, manifest.id)))
+        _print_table(["", str(manifest.id)], _details(manifest, shelf.aliases_of(manifest.id)))
 
 
 @models.command("verify", epilog="Example: successor models verify && echo whole")
@@ -113,16 +113,6 @@ def remove_model(
         typer.echo(f"{model} is removed")
 
 
-def _all_versions(store: ModelStore) -> Iterator[ModelId]:
-    for name in store.names():
-        for version in store.versions(name):
-            yield ModelId(name=name, version=version)
-
-
-def _aliases_of(store: ModelStore, model: ModelId) -> list[str]:
-    return sorted(alias for alias, version in store.aliases(model.name).items() if version == model.version)
-
-
 def _summary(store: ModelStore, model: ModelId) -> dict[str, Any]:
     """One row of the list; a version that can't be read is a row too, with its `error`."""
     try:
@@ -130,7 +120,7 @@ def _summary(store: ModelStore, model: ModelId) -> dict[str, Any]:
         return {
             "name": model.name,
             "version": model.version,
-            "aliases": _aliases_of(store, model),
+            "aliases": store.aliases_of(model),
             "created": manifest.created.isoformat(timespec="seconds"),
             "files": [entry.model_dump(include={"file", "precision", "bytes"}) for entry in manifest.artifacts],
             "metric": _main_metric(manifest.measurements),
@@ -193,7 +183,7 @@ def _verified(store: ModelStore, model: ModelId) -> tuple[str, str | None]:
 
 
 def _verified_all(store: ModelStore) -> list[tuple[str, str | None]]:
-    found = [_verified(store, model) for model in _all_versions(store)]
+    found = [_verified(store, model) for model in store.ids()]
     for name in store.names():
         try:
             for alias in sorted(store.aliases(name)):

@@ -27,7 +27,7 @@ from service.errors import (
     ShuttingDownError,
     WorkerLostError,
 )
-from service.isolation import Outcome
+from service.isolation import TextResult
 from service.metrics import Metrics
 from service.served_model import ServedModel
 from service.workers import Ran, Worker, WorkerPool
@@ -272,7 +272,7 @@ class Engine:
         if ran.ended:
             self._ran.append(ran)
 
-    def _settle(self, item: Item, outcome: Outcome, ran: Ran) -> None:
+    def _settle(self, item: Item, outcome: TextResult, ran: Ran) -> None:
         job = item.job
         if job.departed:
             return
@@ -325,7 +325,7 @@ class Engine:
             instruments.last.set(time.time())
         if any(isinstance(outcome, SuccessorError) for outcome in ran.outcomes):
             return  # a call that failed says nothing of what one costs, and its texts may have been run again
-        if not ran.lone:
+        if not ran.all_cores:
             predicted = sum(item.estimate_s for item in ran.items)
             self._drain_ratio += _DRAIN_WEIGHT * (min(_DRAIN_MOST, seconds / predicted) - self._drain_ratio)
         ran.learn()

@@ -11,10 +11,11 @@ from model_store.encoding import EncodedText
 from model_store.errors import InferenceError, SuccessorError
 from service.batcher import Item
 
-Outcome = list[float] | SuccessorError
+TextResult = list[float] | SuccessorError
+"""What became of one text: its scores `(labels,)`, or why it has none."""
 
 
-def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
+def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[TextResult]:
     """Scores `(labels,)` of each item; if the batch fails, each item that has none is run again alone.
 
     So a text that breaks the engine, or gets logits that are not finite, fails alone.
@@ -28,7 +29,7 @@ def run_isolated(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]
     ]
 
 
-def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
+def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[TextResult]:
     encoded: list[EncodedText] = [item.encoded for item in items]
     logits: Logits | None = None
     try:
@@ -46,7 +47,7 @@ def _attempt(classifier: Classifier, items: Sequence[Item]) -> list[Outcome]:
     return [next(good) if whole else bad for whole in finite]
 
 
-def _rows(logits: Logits, scores: Scores, items: Sequence[Item]) -> list[Outcome]:
+def _rows(logits: Logits, scores: Scores, items: Sequence[Item]) -> list[TextResult]:
     rows: list[list[float]] = scores.tolist()
     if not any(item.job.raw_scores for item in items):
         return [*rows]

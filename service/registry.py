@@ -394,9 +394,8 @@ class Registry:
     def _add_names(self, chosen: dict[str, ModelId], model: ModelId) -> None:
         """The bare name and the aliases that mean a chosen version, even if they were not asked for."""
         try:
-            for alias, version in self._store.aliases(model.name).items():
-                if version == model.version:
-                    chosen.setdefault(f"{model.name}@{alias}", model)
+            for alias in self._store.aliases_of(model):
+                chosen.setdefault(f"{model.name}@{alias}", model)
             if self._store.resolve(model.name) == model:
                 chosen.setdefault(model.name, model)
         except SuccessorError:

@@ -20,7 +20,7 @@ from model_store.errors import InvalidTextError, SuccessorError
 from model_store.seats import Seats
 from service.background import start_thread
 from service.batcher import Item, Waiting, form_batch
-from service.isolation import Outcome, run_isolated
+from service.isolation import TextResult, run_isolated
 from service.scheduling import WORKER_SLICE_S, set_time_slice
 
 # A request is lone if no other was in the engine beside it for this long.
@@ -34,24 +34,24 @@ class Ran:
     """A batch that came back, with one outcome for each item; or items that failed before they could run."""
 
     items: list[Item]
-    outcomes: list[Outcome]
+    outcomes: list[TextResult]
     started: float = 0.0
     ended: float = 0.0
     work_s: float = 0.0
     """What the call cost, on the model's own clock."""
-    alone: bool = False
-    """It was a lone request's, and could take all cores."""
-    lone: bool = False
-    """It did."""
+    could_take_all_cores: bool = False
+    """It was a lone request's, and its model has a session for such."""
+    all_cores: bool = False
+    """It took that."""
 
     def learn(self) -> None:
         """Tell the model what the call cost."""
         model = self.items[0].job.model
         longest, tokens = self.size()
-        if model.lone is not None and self.alone:
+        if model.lone is not None and self.could_take_all_cores:
             predicted = model.cost.predict(1, longest)
-            model.lone.learn(self.started, self.ended, predicted, all_cores=self.lone)
-        if not self.lone:
+            model.lone.learn(self.started, self.ended, predicted, all_cores=self.all_cores)
+        if not self.all_cores:
             model.cost.observe(len(self.items), longest, self.work_s, tokens)
 
     def size(self) -> tuple[int, int]:
@@ -327,8 +327,8 @@ class WorkerPool:
         model = items[0].job.model
         started = worker.called
         lone = model.lone if started - self._crowded > LONE_AFTER_S else None
-        alone = lone is not None and lone.may(started)
-        all_cores = lone is not None and alone and lone.takes()
+        could = lone is not None and lone.may(started)
+        all_cores = lone is not None and could and lone.takes()
         classifier = lone.classifier if lone is not None and all_cores else model.classifier
         self._seat(worker, lone.seats if lone is not None and all_cores else None)
         begun = model.work_clock()
@@ -336,7 +336,7 @@ class WorkerPool:
         work_s, ended = model.work_clock() - begun, self._clock()
         if model.lone is not None:
             model.lone.ended = ended
-        return Ran(items, outcomes, started, ended, work_s, alone, all_cores)
+        return Ran(items, outcomes, started, ended, work_s, could, all_cores)
 
     def _seat(self, worker: Worker, seats: Seats | None) -> None:
         """Keep the thread on the caller's seat, or let it go.

@@ -187,9 +187,10 @@ def test_a_state_folder_that_cannot_be_written_does_not_stop_the_server(
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-def test_without_a_state_folder_nothing_is_kept(store: ModelStore, tiny: ModelId) -> None:
-    load = loader(store)
+def test_without_a_state_folder_nothing_is_kept(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:
+    before, load = {*tmp_path.rglob("*")}, loader(store)
     keep(load, load(tiny))
+    assert {*tmp_path.rglob("*")} == before
 
 
 def test_idle_time_measures_a_versions_other_files_and_the_next_load_takes_the_cheapest(

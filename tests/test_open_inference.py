@@ -180,7 +180,8 @@ def test_a_long_text_is_cut_from_the_side_that_is_asked_for_and_the_answer_says_
         assert found["truncated"]["data"] == [True, False]
         assert response.headers["x-truncated-texts"] == "1"
         answers[side] = found["scores"]["data"][:2]
-    assert answers["right"] == answers[None] != answers["left"]
+    assert answers["right"] == pytest.approx(answers[None], abs=1e-6)  # in whatever batch it was
+    assert answers["left"] != pytest.approx(answers[None], abs=1e-6)
 
 
 def test_a_long_text_is_refused_where_it_must_not_be_cut(client: WebClient) -> None:

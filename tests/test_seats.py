@@ -96,7 +96,7 @@ def test_a_worker_takes_its_seat_for_lone_calls_and_leaves_it_for_others(there: 
             assert answered.acquire(timeout=10)
     finally:
         pool.close(5.0)
-    assert [one.lone for one in ran] == [False, True, True, False]
+    assert [one.all_cores for one in ran] == [False, True, True, False]
     assert lone.where == [{seat} if there else everywhere] * 2
     assert shared.where == [everywhere] * 2
 

@@ -16,7 +16,7 @@ from model_store.encoding import TextItem
 from model_store.manifest import ScoreContract
 from service.api.classify_schema import ClassifyRequest
 from service.api.common import NATIVE, Reply
-from service.api.endpoint import Answered, Call, Endpoint, check_count, check_texts, timing_headers
+from service.api.endpoint import Answered, Call, Endpoint, check_count, timing_headers
 from service.api.parsing import parse_body
 from service.api.scores import ranked
 from service.batcher import Answer
@@ -32,7 +32,6 @@ async def classify(call: Call) -> Reply:
     given = request.input if isinstance(request.input, list) else [request.input]
     check_count(len(given), settings, "input")
     texts = [TextItem(text) if isinstance(text, str) else TextItem(*text) for text in given]
-    check_texts(texts, settings, "input")
     answered = await call.ask(
         route,
         texts,

@@ -133,10 +133,6 @@ class Connection:
     """Set by the server when it gave up reading, answered, counted that and closed."""
 
 
-# Where the server does not tell, nobody looks at what is kept here.
-NOWHERE = Connection()
-
-
 class ErrorDetail(BaseModel):
     """What went wrong, in one sentence that says what to do."""
 

@@ -21,7 +21,6 @@ from service.access import Permission
 from service.api.access import asked_over_http, authorise, check_port
 from service.api.common import (
     NATIVE,
-    NOWHERE,
     Connection,
     Dialect,
     Headers,
@@ -114,6 +113,16 @@ class Answered:
     answers: list[Answer]
     total_s: float
 
+    @property
+    def parts_s(self) -> tuple[float, float, float]:
+        """Seconds in the queue, of tokenisation, of inference: of several texts the longest, but all tokenisation."""
+        queue = tokenisation = inference = 0.0
+        for answer in self.answers:
+            queue = max(queue, answer.queue_s)
+            tokenisation += answer.tokenisation_s
+            inference = max(inference, answer.inference_s)
+        return queue, tokenisation, inference
+
 
 async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     service: Service,
@@ -122,7 +131,7 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     *,
     started: float,
     deadline: float,
-    connection: Connection = NOWHERE,
+    connection: Connection,
     truncate: bool = True,
     side: Side | None = None,
     raw_scores: bool = False,
@@ -131,8 +140,10 @@ async def ask(  # noqa: PLR0913 - what a dialect may say about a request
     """Have texts classified; the work is dropped if the caller is cancelled or its connection closes.
 
     Raises:
+        TextTooLargeError: a text has more characters than the server tokenises.
         SuccessorError: refused, too late, or failed, then with the text in `field_name` that did; see `Engine.submit`.
     """
+    check_texts(texts, service.settings, field_name)
     engine, instruments = service.engine, route.model.instruments
     try:
         job = engine.submit(route.model, texts, truncate=truncate, side=side, raw_scores=raw_scores, deadline=deadline)
@@ -198,12 +209,8 @@ def origin_headers(answered: Answered) -> Headers:
 
 
 def timing_headers(answered: Answered) -> Headers:
-    """Who answered, and the milliseconds it took; of several texts the longest wait and run, and all tokenisation."""
-    queue_s = tokenisation_s = inference_s = 0.0
-    for answer in answered.answers:
-        queue_s = max(queue_s, answer.queue_s)
-        tokenisation_s += answer.tokenisation_s
-        inference_s = max(inference_s, answer.inference_s)
+    """Who answered, and the milliseconds it took."""
+    queue_s, tokenisation_s, inference_s = answered.parts_s
     return [
         *origin_headers(answered),
         (b"x-queue-time", b"%.3f" % (1e3 * queue_s)),
@@ -253,7 +260,7 @@ class Endpoint:
     async def answer(self, scope: Scope, receive: Receive, send: Send, parameters: tuple[str, ...]) -> None:
         """Answer one request, inside `Envelope`; every expected error is answered in the dialect's shape."""
         service: Service = scope["state"]["service"]
-        connection: Connection = scope["state"].get("connection", NOWHERE)
+        connection: Connection = scope["state"].get("connection") or Connection()
         headers: dict[bytes, bytes] = scope["state"]["headers"]
         try:
             call = Call(service, scope, receive, headers, parameters, connection, service.engine.clock())

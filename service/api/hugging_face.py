@@ -12,7 +12,7 @@ from model_store.classifier import to_scores
 from model_store.encoding import TextItem
 from model_store.manifest import Side
 from service.api.common import Dialect, Reply, with_place
-from service.api.endpoint import Call, Endpoint, check_count, check_texts, timing_headers
+from service.api.endpoint import Call, Endpoint, check_count, timing_headers
 from service.api.parsing import Elements, parse_body
 from service.api.scores import ranked
 from service.errors import Outcome
@@ -83,7 +83,6 @@ async def pipeline(call: Call) -> Reply:
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     check_count(len(given), call.service.settings, "inputs")
     texts = [TextItem(one) if isinstance(one, str) else TextItem(one.text, one.text_pair) for one in given]
-    check_texts(texts, call.service.settings, "inputs")
     answered = await call.ask(
         route,
         texts,

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from service.api import open_inference_models as models
-from service.api.common import NOWHERE, Connection, Dialect, Headers, Reply, Service, with_place
-from service.api.endpoint import Answered, Call, Endpoint, Handler, ask, check_texts, timing_headers
+from service.api.common import Connection, Dialect, Headers, Reply, Service, with_place
+from service.api.endpoint import Answered, Call, Endpoint, Handler, ask, timing_headers
 from service.api.open_inference_schema import InferInput, InferOutput, InferParameters, InferRequest
 from service.api.parsing import parse_body
 from service.api.tensors import (
@@ -64,7 +64,7 @@ class Inference:
 
 
 async def infer(
-    service: Service, request: Inference, *, started: float, deadline: float, connection: Connection = NOWHERE
+    service: Service, request: Inference, *, started: float, deadline: float, connection: Connection
 ) -> tuple[Answered, list[Wanted], list[Output]]:
     """Have a request's texts classified; returns the answer, with its outputs in the order in which they are wanted.
 
@@ -80,7 +80,6 @@ async def infer(
     else:
         wanted = [Wanted(name, binary=request.binary) for name in outputs_named(manifest.scores)]
     texts = texts_of(request.inputs, service.settings, pair=manifest.inputs.pair)
-    check_texts(texts, service.settings, "inputs")
     answered = await ask(
         service,
         route,

@@ -22,6 +22,7 @@ from service.api import open_inference_models as models
 from service.api.access import authorise
 from service.api.common import (
     ARRIVING_S,
+    Connection,
     Headers,
     Service,
     deadline_of,
@@ -410,7 +411,10 @@ class _Servicer:
             inference.timeout_s,
             None if left_s is None else left_s + started - call.arrived,
         )
-        answered, _, outputs = await infer(service, inference, started=started, deadline=deadline)
+        # The library cancels what nobody waits for any more.
+        answered, _, outputs = await infer(
+            service, inference, started=started, deadline=deadline, connection=Connection()
+        )
         model = answered.route.model.manifest.id
         response = self._messages["ModelInferResponse"](
             model_name=model.name, model_version=str(model.version), id=request.id

@@ -11,7 +11,6 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Manifest, ModelId, check_name
-from model_store.store import ModelStore
 from service.api.common import Service
 from service.api.tensors import TEXT, TEXT_PAIR, described
 from service.errors import InvalidRequestError
@@ -154,15 +153,11 @@ def _statistics(model: ModelId, values: dict[tuple[str, str, str], float]) -> di
 
 async def index(service: Service, *, only_ready: bool) -> list[dict[str, str]]:
     """Every version in the store, whether it answers, and if not why."""
-    there = await asyncio.to_thread(_stored, service.store)
+    there = await asyncio.to_thread(service.store.ids)
     table = service.registry.table
     listed = sorted({*there, *table.models}, key=lambda model: (model.name, model.version))
     entries = [_indexed(model, table) for model in listed]
     return [entry for entry in entries if entry["state"] == "READY" or not only_ready]
-
-
-def _stored(store: ModelStore) -> list[ModelId]:
-    return [ModelId(name=name, version=number) for name in store.names() for number in store.versions(name)]
 
 
 def _indexed(model: ModelId, table: Table) -> dict[str, str]:

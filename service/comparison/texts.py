@@ -9,6 +9,7 @@ from typing import TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
 
+from model_store.errors import first_problem
 from model_store.manifest import Problem
 from service.comparison.errors import TextsError
 
@@ -55,11 +56,9 @@ def _parse(lines: Iterable[str], name: str) -> list[Example]:
     except UnicodeDecodeError as error:
         raise TextsError(f"{name} is not UTF-8 after line {number}: save it as UTF-8") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f" ({first['loc'][0]})" if first["loc"] else ""
-        raise TextsError(
-            f'{name}, line {number}{where}: {first["msg"]}; a line is {{"text": …, "text_pair"?: …, "label"?: …}}'
-        ) from error
+        where, what = first_problem(error)
+        place = f"{name}, line {number}" + (f" ({where.partition('.')[0]})" if where else "")
+        raise TextsError(f'{place}: {what}; a line is {{"text": …, "text_pair"?: …, "label"?: …}}') from error
     if not examples:
         raise TextsError(f'{name} has no texts: give JSON lines {{"text": …, "text_pair"?: …, "label"?: …}}')
     return examples
