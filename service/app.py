@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.classifier import (
     PROVIDERS,
@@ -24,24 +21,20 @@ from model_store.classifier import (
     installed_providers,
     provider_starts,
 )
-from model_store.errors import RuntimeInstallationError, SuccessorError
+from model_store.errors import RuntimeInstallationError
 from model_store.extras import remedy
 from model_store.seats import seats_for
 from model_store.store import ModelStore
 from service import telemetry
 from service.access import Keyring
-from service.api import operations
-from service.api.access_schema import SECURITY_SCHEMES, add_access
-from service.api.common import Reply, Service, explain, log_fault
+from service.api.application import Application
+from service.api.common import Service
 from service.api.dialects import TABLE
-from service.api.endpoint import Found, refuse_method
-from service.api.envelope import Envelope
-from service.api.reference import describe
+from service.api.reference import document
 from service.background import on_own_thread
 from service.control import Control
 from service.demand import Demand
 from service.engine import Engine
-from service.errors import ROUTING, Outcome
 from service.loading import Loader
 from service.metrics import Metrics
 from service.registry import Registry
@@ -79,16 +72,9 @@ def create_app(
     app = Application(
         title="Successor",
         description=DESCRIPTION,
-        redirect_slashes=False,  # to wherever the request's Host says
-        docs_url=None,
-        redoc_url=None,
         lifespan=lambda _: running(settings, provider, control_dir, open_tracing),
     )
-    app.include_router(operations.router)
-    app.add_middleware(Envelope, dialect_of=TABLE.dialect_of)
-    app.add_exception_handler(SuccessorError, _expected)
-    app.add_exception_handler(HTTPException, _unrouted)
-    document(app, keys=settings.api_keys_file is not None)
+    document(app, TABLE, keys=settings.api_keys_file is not None)
     if settings.cors_origins:
         # Outermost: a preflight carries no key, and refusals must be readable too.
         app.outermost = CORSMiddleware(
@@ -199,86 +185,3 @@ def _grpc(service: Service) -> contextlib.AbstractAsyncContextManager[object]:
     from service.api.open_inference_grpc import serving
 
     return serving(service)
-
-
-class Application(FastAPI):
-    """FastAPI with a short way for the dialects: its routing and middleware cost as much as a route's own Python."""
-
-    outermost: ASGIApp | None = None
-    """What is around every route, if the settings ask for it; `create_app` sets it."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or run the lifespan."""
-        await (self.outermost or self.answer)(scope, receive, send)
-
-    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Send what a dialect's table has straight there, everything else through FastAPI."""
-        found = TABLE.find(scope["path"]) if scope["type"] == "http" else None
-        if found is None:
-            return super().__call__(scope, receive, send)
-        scope["found"] = found
-        return _short_way(scope, receive, send)
-
-
-def _answer_from_table(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-    found: Found = scope["found"]
-    endpoints, parameters = found
-    method = scope["method"]
-    endpoint = endpoints.get("GET" if method == "HEAD" else method)
-    if endpoint is None:
-        return refuse_method(endpoints, scope, send)
-    return endpoint.answer(scope, receive, send, parameters)
-
-
-_short_way = Envelope(_answer_from_table, TABLE.dialect_of)
-
-
-def document(app: FastAPI, *, keys: bool) -> None:
-    """Put the plain ASGI routes into the OpenAPI document beside those that FastAPI knows, and how to get in."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = generate()
-            paths, schemas = describe(TABLE)
-            for operation in (one for path in schema["paths"].values() for one in path.values()):
-                # FastAPI's own shape of a refusal: bodies are read by our own code.
-                if operation["responses"].pop("422", None) is not None:
-                    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
-                    operation["responses"]["400"] = {"description": "not as described here", "content": content}
-            schema["paths"] = {**paths, **schema["paths"]}
-            known = schema.setdefault("components", {}).setdefault("schemas", {})
-            for stranger in ("HTTPValidationError", "ValidationError"):
-                known.pop(stranger, None)
-            known.update(schemas)
-            schema["components"]["securitySchemes"] = SECURITY_SCHEMES
-            add_access(schema["paths"], TABLE, keys=keys)
-        return generate()
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-async def _expected(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SuccessorError)  # noqa: S101 - Starlette calls it for no other class
-    service: Service = request.state.service
-    service.metrics.count_refusal(error)
-    log_fault(error, request.scope["path"], request.scope["state"]["request_id"])
-    return _response(explain(error, TABLE.dialect_of(request.url.path)))
-
-
-async def _unrouted(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    outcome = ROUTING.get(error.status_code, Outcome(error.status_code, "invalid_request_error", "invalid_request"))
-    message = {
-        404: f"no route {request.url.path[:200]!r}: see /docs",
-        405: f"{request.method} is not allowed here: see /docs",
-    }.get(error.status_code, str(error.detail))
-    headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-    status, body = TABLE.dialect_of(request.url.path).show(outcome, message, None)
-    return _response(Reply(status, body, headers))
-
-
-def _response(reply: Reply) -> Response:
-    response = Response(reply.body, status_code=reply.status, media_type=reply.content_type.decode())
-    response.raw_headers.extend(reply.headers)
-    return response

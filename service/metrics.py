@@ -89,8 +89,8 @@ class Metrics:
         self.tokenisation = histogram("successor_tokenisation_seconds", "Tokenisation of a text", _SECONDS)
         self.inference = histogram("successor_inference_seconds", "A text's batch in the engine", _SECONDS)
         self.batch_texts = histogram("successor_batch_texts", "Texts in a batch", _TEXTS)
-        self.batch_tokens = histogram("successor_batch_tokens", "Tokens in a batch, padding included", _TOKENS)
-        self.padding = histogram("successor_padding_share", "Share of a batch's tokens that is padding", _SHARES)
+        self.batch_tokens = histogram("successor_batch_tokens", "Tokens that a batch computes", _TOKENS)
+        self.padding = histogram("successor_padding_share", "Share of those that is padding", _SHARES)
         self.texts = Counter("successor_texts", "Texts answered", _MODEL, registry=registry)
         self.failures = Counter(
             "successor_failed_requests",

@@ -36,7 +36,7 @@ def client(store: ModelStore, tiny: ModelId) -> Iterator[WebClient]:
 
 @pytest.fixture
 def administered(store: ModelStore, tiny: ModelId, tmp_path: Path) -> Iterator[WebClient]:
-    yield from client_of(store, keys=write_keys(tmp_path / "keys.json"))
+    yield from client_of(store, keys=write_keys(tmp_path / "keys.json"), store_poll_ms=0)  # it is told what to look at
 
 
 def test_models_are_listed_with_what_they_read_and_say(client: WebClient) -> None:

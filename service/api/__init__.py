@@ -7,7 +7,7 @@
 5. `tensors`, `open_inference`, `open_inference_schema`, `open_inference_models`: the Open Inference Protocol over HTTP.
 6. `grpc_messages`, `open_inference_grpc`: the same over gRPC.
 7. `text_embeddings_inference`, `hugging_face`: two dialects that are one file each.
-8. `operations`: models, health, metrics, administration.
-9. `dialects`, `envelope`: every route in one table; what is around all of them.
-10. `reference_routes`, `reference`: the OpenAPI description of all of it.
+8. `operations`: models, health, metrics, administration. `docs_page`: the page for people.
+9. `dialects`, `envelope`, `application`: every route in one table; what is around all of them; how FastAPI has them.
+10. `reference_routes`, `access_schema`, `reference`: the OpenAPI description of all of it.
 """

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import orjson
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from model_store.errors import SuccessorError
-from service.api.access_schema import ALWAYS, KEYED
+from service.api.access_schema import ALWAYS, KEYED, SECURITY_SCHEMES, add_access
 from service.api.classify_schema import ANSWER_HEADERS
 from service.api.common import ErrorAnswer, explain
 from service.api.endpoint import Endpoint, EndpointTable
@@ -51,6 +52,31 @@ _ERRORS: dict[str, type[BaseModel]] = {
     "text_embeddings_inference": TypedError,
     "hugging_face": TypedError,
 }
+
+
+def document(app: FastAPI, table: EndpointTable, *, keys: bool) -> None:
+    """Put the plain ASGI routes into the OpenAPI document beside those that FastAPI knows, and how to get in."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            paths, schemas = describe(table)
+            for operation in (one for path in schema["paths"].values() for one in path.values()):
+                # FastAPI's own shape of a refusal: bodies are read by our own code.
+                if operation["responses"].pop("422", None) is not None:
+                    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+                    operation["responses"]["400"] = {"description": "not as described here", "content": content}
+            schema["paths"] = {**paths, **schema["paths"]}
+            known = schema.setdefault("components", {}).setdefault("schemas", {})
+            for stranger in ("HTTPValidationError", "ValidationError"):
+                known.pop(stranger, None)
+            known.update(schemas)
+            schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+            add_access(schema["paths"], table, keys=keys)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def describe(table: EndpointTable) -> tuple[dict[str, Any], dict[str, Any]]:

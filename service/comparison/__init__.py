@@ -8,5 +8,5 @@ Read in this order:
 4. `measure`: the interleaving, and the raw samples that it leaves.
 5. `quality`, `results`: from samples to figures with intervals, and the conclusions that they allow.
 6. `report`, `plots`: the table, report.json, report.md, samples.csv, and the pictures.
-7. `cli`: `successor compare`.
+7. `cli`: `successor compare`; `errors`: what it says in one line.
 """
