@@ -19,7 +19,8 @@ from model_store.builder.errors import (
     WeightsError,
 )
 from model_store.builder.operators.quantize import ALL_CANDIDATES
-from model_store.builder.pipeline import Build, build, check_installation, make_plan
+from model_store.builder.pipeline import Build, build
+from model_store.builder.plan import check_installation, make_plan
 from model_store.builder.recipe import Recipe, resolve
 from model_store.builder.report import REPORT_FILES
 from model_store.builder.runner import Runner

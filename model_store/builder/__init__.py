@@ -3,7 +3,8 @@
 Read in this order:
 
 1. `recipe`: every knob, typed; what can't work is refused here. `weights`: where a build starts.
-2. `pipeline`: the method, top to bottom. `runner`: steps run once. `publication`: into the store.
+2. `pipeline`: the method, top to bottom. `plan`: what it works from, checked. `runner`: steps run once. `publication`:
+   into the store.
 3. `data` (with `sources`, `tables`): rows, splits, overlap, digests. `metrics`: what tasks are judged by. `fetch`:
    pinned files of packages.
 4. `step`: what every operator is made of. `operators/`: one file per method, found by its name in a recipe.
@@ -14,6 +15,6 @@ Read in this order:
    found.
 8. `cli`, `demo`, `study_cli`: the commands.
 
-Importing `cli`, `study_cli`, `recipe`, `pipeline` or an operator does not import torch: a recipe can be read
+Importing `cli`, `study_cli`, `recipe`, `plan`, `pipeline` or an operator does not import torch: a recipe can be read
 and checked without.
 """

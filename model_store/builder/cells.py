@@ -20,7 +20,7 @@ from model_store.builder.evaluate import (
     tfidf_predictions,
     times_alone,
 )
-from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
+from model_store.builder.plan import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
 from model_store.builder.records import (

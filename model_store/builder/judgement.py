@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
 from model_store.builder.data import sample
 from model_store.builder.evaluate import predictions_of, run_classifier, tfidf_predictions, times_alone
+from model_store.builder.plan import Chain, Plan
 from model_store.builder.report import quality_figures, triple
 from model_store.builder.runner import Result, Runner, key_of
 from model_store.builder.step import Figures
@@ -17,10 +18,6 @@ from model_store.classifier import PROVIDERS
 from model_store.machine import processor
 from model_store.manifest import best_artifact
 from model_store.statistics import ratio_of_medians
-
-if TYPE_CHECKING:
-    from model_store.builder.pipeline import Chain, Plan
-
 
 _TIMED_TEXTS, _TIMED_ROUNDS = 100, 3
 
