@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
     estimates["successor_margin"] = paired_bootstrap(difference, new, baseline, targets)
     figures: dict[str, Any] = {
         "metric": data.metric.name,
-        "estimates": {name: triple(estimate) for name, estimate in estimates.items()},
+        "estimates": {name: asdict(estimate) for name, estimate in estimates.items()},
         "agreement": agreement(data.problem, old, new),
     }
     figures["further"] = {
@@ -66,11 +67,6 @@ def write_report(folder: Path, report: dict[str, Any], checks: Sequence[Check]) 
     _plot_quality(folder / "quality.png", report["quality"])
     _plot_training(folder / "training.png", report["steps"])
     return {name: folder / name for name in REPORT_FILES}
-
-
-def triple(estimate: Estimate) -> dict[str, float]:
-    """An estimate as JSON."""
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _markdown(report: dict[str, Any]) -> str:
