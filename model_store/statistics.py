@@ -154,6 +154,18 @@ def ratio_of_medians(numerator: Samples, denominator: Samples, *, seed: int = 0)
     return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator, seed=seed)
 
 
+def correlation(first: Samples, second: Samples, *, constant: float) -> float:
+    """Pearson's correlation of two sides' numbers `(n,)`; `constant` where those of a side are all alike."""
+    if all_alike(first) or all_alike(second):
+        return constant
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def all_alike(numbers: Samples) -> bool:
+    """Whether numbers `(n,)` are all the same, but for rounding."""
+    return bool(np.ptp(numbers) <= 1e-9 * np.abs(numbers).max())
+
+
 def concordance(first: Samples, second: Samples) -> float:
     """How far two sides' numbers `(n,)` are the same: their correlation, less what another scale or offset takes away.
 

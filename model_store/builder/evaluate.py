@@ -46,8 +46,7 @@ def agreement(problem: Problem, first: Predictions, second: Predictions) -> floa
     """
     if problem == "regression":
         return max(0.0, Metric("concordance")(first, second))
-    same = first == second
-    return float((same.all(axis=-1) if same.ndim == 2 else same).mean())
+    return Metric("accuracy")(first, second)
 
 
 def run_classifier(classifier: Classifier, items: Sequence[TextItem]) -> Logits:

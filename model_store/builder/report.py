@@ -162,12 +162,10 @@ def _number(value: float) -> str:
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
     """A figure of so many inches, and its axes side by side."""
     # The object interface leaves the process's global plotting state and display alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    return figure, [*figure.subplots(1, columns, squeeze=False)[0]]
 
 
 def _plot_quality(path: Path, quality: dict[str, Any]) -> None:
