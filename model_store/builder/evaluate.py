@@ -77,7 +77,7 @@ def batch_difference(classifier: Classifier, items: Sequence[TextItem]) -> float
     return max(largest_difference(alike, alone), largest_difference(mixed, alone))
 
 
-def time_alone(
+def latencies_alone(
     classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3
 ) -> list[LatencyMeasurement]:
     """Median time of one text alone for each classifier; they take turns, text by text, after a warm-up."""

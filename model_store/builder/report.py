@@ -37,7 +37,7 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
 
     old, new, baseline = (predictions[name] for name in _MODELS)
     estimates = {name: paired_bootstrap(score, predictions[name], targets) for name in _MODELS}
-    estimates["retention"] = _or_none(paired_bootstrap(ratio, new, old, targets))
+    estimates["retention"] = _zero_if_undefined(paired_bootstrap(ratio, new, old, targets))
     estimates["predecessor_margin"] = paired_bootstrap(difference, old, baseline, targets)
     estimates["successor_margin"] = paired_bootstrap(difference, new, baseline, targets)
     figures: dict[str, Any] = {
@@ -54,7 +54,7 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
     return figures
 
 
-def _or_none(retention: Estimate) -> Estimate:
+def _zero_if_undefined(retention: Estimate) -> Estimate:
     """Of a predecessor that is worth nothing, nothing is retained."""
     return retention if math.isfinite(retention.value) else Estimate(0.0, 0.0, 0.0)
 
