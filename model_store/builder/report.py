@@ -20,6 +20,8 @@ from model_store.statistics import Estimate, mcnemar, paired_bootstrap
 
 REPORT_FILES = ("report.json", "report.md", "quality.png", "training.png")
 _MODELS = ("predecessor", "successor", "tfidf")
+# So many steps' losses are drawn as their mean.
+_SMOOTHED = 5
 
 
 def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict[str, Any]:
@@ -200,6 +202,6 @@ def _plot_training(path: Path, steps: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _smooth(values: list[float], window: int = 5) -> NDArray[np.float64]:
-    padded = np.pad(np.asarray(values), window // 2, mode="edge")
-    return np.convolve(padded, np.ones(window) / window, mode="valid")
+def _smooth(values: list[float]) -> NDArray[np.float64]:
+    padded = np.pad(np.asarray(values), _SMOOTHED // 2, mode="edge")
+    return np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, mode="valid")
