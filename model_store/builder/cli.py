@@ -53,7 +53,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("artifacts/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Build, publish, serve and compare on real weights and texts: about ten minutes on two cores.
+    """Build, publish, serve and compare on real weights and texts: eight to seventeen minutes on two cores.
 
     Example: successor demo --folder artifacts/demo
     """
