@@ -52,7 +52,7 @@ def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> 
 
 
 def _check_architecture(plan: Plan) -> None:
-    from model_store.builder.layers import check_architecture
+    from model_store.builder.architecture import check_architecture
 
     before = plan.weights.shape
     after = plan.recipe.check_steps(before)
