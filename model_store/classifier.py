@@ -89,7 +89,7 @@ class OnnxClassifier:
     ) -> None:
         self.manifest = version.manifest
         self.artifact = artifact or version.manifest.artifact_for(provider)
-        self.encoder = TextEncoder(version.folder / TOKENIZER_FILE, version.manifest.inputs)
+        self._encoder = TextEncoder(version.folder / TOKENIZER_FILE, version.manifest.inputs)
         self._session = open_session(str(version.folder / self.artifact.file), provider, intra_op_threads, seats)
         self._bound = provider != PROVIDERS["cpu"] if io_binding is None else io_binding
         self._inputs = {entry.name for entry in self._session.get_inputs()}
@@ -102,7 +102,7 @@ class OnnxClassifier:
 
     def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
         """Encode one item; see `TextEncoder.encode`."""
-        return self.encoder.encode(item, truncate=truncate, side=side)
+        return self._encoder.encode(item, truncate=truncate, side=side)
 
     def run(self, batch: Sequence[EncodedText]) -> Logits:
         """Logits `(batch, labels)`, float32, of encoded items padded to the longest.

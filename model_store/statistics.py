@@ -62,9 +62,7 @@ def paired_bootstrap(
     return _estimate(float(statistic(*samples)), draws)
 
 
-def crossed_bootstrap(
-    statistic: Callable[[Samples, Samples], float], rows: int, runs: int, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate:
+def crossed_bootstrap(statistic: Callable[[Samples, Samples], float], rows: int, runs: int) -> Estimate:
     """A statistic of `runs` trainings judged on the same `rows`, with its percentile interval: both are resampled.
 
     The interval is then of the method, and not of the models that happened to be trained. Of few runs it is too narrow
@@ -76,12 +74,10 @@ def crossed_bootstrap(
         statistic: of chosen positions of rows and of runs, each with repetitions.
         rows: how many there are, at least 1.
         runs: how many there are, at least 1.
-        seed: of the draws.
-        resamples: how many.
     """
-    generator = np.random.default_rng(seed)
-    draws = np.empty(resamples)
-    for index in range(resamples):
+    generator = np.random.default_rng(0)
+    draws = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
         draws[index] = statistic(generator.integers(0, rows, rows), generator.integers(0, runs, runs))
     return _estimate(statistic(np.arange(rows), np.arange(runs)), draws)
 
@@ -149,9 +145,21 @@ def difference_of_proportions(only_first: int, only_second: int, count: int) -> 
     return Estimate((only_first - only_second) / count, max(-1.0, middle - spread), min(1.0, middle + spread))
 
 
-def ratio_of_medians(numerator: Samples, denominator: Samples, *, seed: int = 0) -> Estimate:
+def ratio_of_medians(numerator: Samples, denominator: Samples) -> Estimate:
     """Median of `numerator` ÷ median of `denominator`, pair by pair measured next to each other, each `(n,)`."""
-    return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator, seed=seed)
+    return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator)
+
+
+def correlation(first: Samples, second: Samples, *, constant: float) -> float:
+    """Pearson's correlation of two sides' numbers `(n,)`; `constant` where those of a side are all alike."""
+    if all_alike(first) or all_alike(second):
+        return constant
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def all_alike(numbers: Samples) -> bool:
+    """Whether numbers `(n,)` are all the same, but for rounding."""
+    return bool(np.ptp(numbers) <= 1e-9 * np.abs(numbers).max())
 
 
 def concordance(first: Samples, second: Samples) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from model_store.builder.operators import theseus
-from model_store.builder.pipeline import make_plan
+from model_store.builder.plan import make_plan
 from model_store.builder.recipe import resolve
 from tests.tiny_torch import Recorder
 

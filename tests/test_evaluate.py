@@ -10,12 +10,12 @@ from model_store.builder.data import Row, TaskData, load_data, sample
 from model_store.builder.evaluate import (
     agreement,
     batch_difference,
+    latencies_alone,
     measured,
     predictions_of,
     run_classifier,
     targets_of,
     tfidf_predictions,
-    time_alone,
     times_alone,
 )
 from model_store.builder.metrics import Metric
@@ -82,7 +82,7 @@ def test_a_model_whose_answers_ignore_batch_mates_has_no_batch_difference(store:
 
 def test_classifiers_are_timed_on_the_same_texts_and_the_machine_is_named(store: ModelStore) -> None:
     classifier = tiny_classifier(store)
-    first, second = time_alone([classifier, classifier], ITEMS, rounds=2)
+    first, second = latencies_alone([classifier, classifier], ITEMS)
     assert first.p50_ms > 0
     assert (first.texts, first.threads, first.tokens) == (second.texts, 1, second.tokens)
     assert first.machine == processor()[0] != ""

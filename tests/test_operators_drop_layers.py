@@ -14,7 +14,7 @@ from model_store.builder.operators.drop_layers import (
     kept_by_contribution,
     kept_by_place,
 )
-from model_store.builder.pipeline import make_plan
+from model_store.builder.plan import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.step import StepContext
 from tests.tiny_torch import Recorder, make_tiny_encoder, tiny_document

@@ -19,7 +19,8 @@ from model_store.builder.errors import (
     WeightsError,
 )
 from model_store.builder.operators.quantize import ALL_CANDIDATES
-from model_store.builder.pipeline import Build, build, check_installation, make_plan
+from model_store.builder.pipeline import Build, build
+from model_store.builder.plan import check_installation, make_plan
 from model_store.builder.recipe import Recipe, resolve
 from model_store.builder.report import REPORT_FILES
 from model_store.builder.runner import Runner
@@ -212,6 +213,8 @@ def test_what_can_not_work_is_refused_before_anything_is_trained(
         ({"model_type": "albert", "num_hidden_groups": 1}, "AlbertForSequenceClassification has 0 lists of 4 layers"),
         ({"model_type": "vit"}, "transformers can't make a classifier of"),
         ({"model_type": "unheard-of"}, "transformers can't make a classifier of"),
+        ({"model_type": "ernie"}, "optimum can't export a classifier of type 'ernie'"),
+        ({"type_vocab_size": 1}, "has type_vocab_size 1, and bert is exported with token types 0 and 1"),
     ],
 )
 def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_trained(

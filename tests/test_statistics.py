@@ -11,6 +11,7 @@ from scipy.stats import t as student
 
 from model_store.statistics import (
     Estimate,
+    correlation,
     crossed_bootstrap,
     difference_of_proportions,
     mcnemar,
@@ -134,6 +135,14 @@ def test_a_difference_of_proportions_agrees_with_mcnemars_test(only_first: int, 
         assert p < 0.13  # the test is exact, and a little more careful
     if p < 0.02:
         assert found.low > 0 or found.high < 0
+
+
+@pytest.mark.parametrize("alike", [[3.0, 3.0, 3.0], [0.1, 0.1 + 1e-17, 0.1 - 1e-17], [0.0, 0.0, 0.0]])
+def test_of_numbers_that_are_all_alike_the_caller_says_what_the_correlation_is(alike: list[float]) -> None:
+    numbers = np.array([1.0, 2.0, 4.0])
+    assert correlation(numbers, np.array(alike), constant=0.0) == 0
+    assert np.isnan(correlation(np.array(alike), numbers, constant=np.nan))
+    assert correlation(numbers, 1 - 2 * numbers, constant=0.0) == pytest.approx(-1)
 
 
 def test_draws_without_a_value_are_left_out_of_the_interval() -> None:

@@ -26,7 +26,7 @@ from model_store.builder.errors import BuildExtraError, TrainingError, WeightsEr
 from model_store.builder.layers import ReplaceableLayers
 from model_store.builder.loading import load_classifier, save_tokenizer
 from model_store.builder.operators import distill, drop_layers, fine_tune, theseus
-from model_store.builder.pipeline import make_plan
+from model_store.builder.plan import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.step import Figures, StepContext, TrainingParameters, operator_module
 from model_store.builder.training import LOGS, Method, _arguments, _StepTrainer, last_checkpoint, train

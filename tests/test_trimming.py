@@ -11,7 +11,7 @@ from model_store.builder.artifacts import open_candidate, read_artifacts
 from model_store.builder.evaluate import run_classifier
 from model_store.builder.layers import stack_of
 from model_store.builder.operators import export
-from model_store.builder.pipeline import make_plan
+from model_store.builder.plan import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.trimming import FirstPositionLayer, trim_last_layer
 from tests.tiny_torch import ARCHITECTURES, Recorder, make_tiny_encoder, tiny_config, tiny_document

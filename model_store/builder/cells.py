@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from model_store.builder.evaluate import (
     tfidf_predictions,
     times_alone,
 )
-from model_store.builder.pipeline import Chain, Plan, check_installation, make_plan
+from model_store.builder.plan import Chain, Plan, check_installation, make_plan
 from model_store.builder.progress import Progress
 from model_store.builder.recipe import Recipe
 from model_store.builder.records import (
@@ -167,7 +168,6 @@ class Bench:
         predictions = predictions_of(plan.data.problem, run_classifier(classifiers[1], [row.item for row in rows]))
         dev = [row.item for row in plan.data.splits["dev"]]
         times = times_alone(classifiers, sample(dev, TIMED_TEXTS), TIMED_ROUNDS)
-        speedup = ratio_of_medians(times[0], times[1])
         decisions = compacted(predictions)
         kept, targets = expanded(decisions), expanded(compacted(targets_of(rows)))
         return CellRecord(
@@ -179,7 +179,7 @@ class Bench:
             predecessor_bytes=artifacts[0].bytes,
             parity=artifacts[1].max_logit_difference,
             p50_ms=Times(predecessor=float(np.median(times[0])), this=float(np.median(times[1]))),
-            speedup=Interval(value=speedup.value, low=speedup.low, high=speedup.high),
+            speedup=Interval(**asdict(ratio_of_medians(times[0], times[1]))),
             steps=[
                 StepRecord(operator=result.operator, seconds=round(result.seconds, 1), dev=result.figures.get("dev"))
                 for result in new.results

@@ -11,8 +11,9 @@ import typer
 from model_store.builder.demo import run_demo
 from model_store.builder.errors import BuildExtraError, NotFetchedError
 from model_store.builder.fetch import cache_folder
-from model_store.builder.pipeline import Build, make_plan
+from model_store.builder.pipeline import Build
 from model_store.builder.pipeline import build as build_recipe
+from model_store.builder.plan import make_plan
 from model_store.builder.progress import ConsoleProgress
 from model_store.builder.recipe import Recipe, load_recipe, to_yaml
 from model_store.builder.runner import Runner
@@ -52,7 +53,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("artifacts/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Build, publish, serve and compare on real weights and texts: about ten minutes on two cores.
+    """Build, publish, serve and compare on real weights and texts: eight to seventeen minutes on two cores.
 
     Example: successor demo --folder artifacts/demo
     """

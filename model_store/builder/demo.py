@@ -61,7 +61,7 @@ def demo_report(measurements: dict[str, float], compared: dict[str, Any], second
         "throughput_ratio": compared["throughput_ratio"]["value"],
         "throughput_ratio_ci": [compared["throughput_ratio"]["low"], compared["throughput_ratio"]["high"]],
         "size_ratio": compared["size_ratio"],
-        "agreement": compared["agreement"],
+        "agreement": compared["agreement"]["value"],
         "test_rows": int(measurements["test_rows"]),
         "machine": compared["machine"],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
@@ -72,11 +72,11 @@ def _side(compared: dict[str, Any]) -> dict[str, Any]:
     """One model: latency at one connection, throughput (texts a second) at sixteen."""
     alone, loaded = compared["connections"]["1"], compared["connections"]["16"]
     return {
-        "accuracy": compared["accuracy"],
+        "accuracy": compared["accuracy"]["value"],
         "bytes": compared["bytes"],
-        "p50_ms": alone["p50_ms"],
-        "p95_ms": alone["p95_ms"],
-        "p99_ms": alone["p99_ms"],
+        "p50_ms": alone["p50_ms"]["value"],
+        "p95_ms": alone["p95_ms"]["value"],
+        "p99_ms": alone["p99_ms"]["value"],
         "throughput": loaded["throughput"],
         "version": compared["version"],
     }

@@ -23,6 +23,7 @@ from model_store.manifest import Artifact, LatencyMeasurement, Precision, Proble
 # Float kernels round differently for other batch shapes; a scale that spans the batch moves logits far more.
 INVARIANCE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-4}
 _BATCH = 8
+_ROUNDS = 3
 
 
 def targets_of(rows: Sequence[Row]) -> Predictions:
@@ -46,8 +47,7 @@ def agreement(problem: Problem, first: Predictions, second: Predictions) -> floa
     """
     if problem == "regression":
         return max(0.0, Metric("concordance")(first, second))
-    same = first == second
-    return float((same.all(axis=-1) if same.ndim == 2 else same).mean())
+    return Metric("accuracy")(first, second)
 
 
 def run_classifier(classifier: Classifier, items: Sequence[TextItem]) -> Logits:
@@ -78,9 +78,7 @@ def batch_difference(classifier: Classifier, items: Sequence[TextItem]) -> float
     return max(largest_difference(alike, alone), largest_difference(mixed, alone))
 
 
-def time_alone(
-    classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3
-) -> list[LatencyMeasurement]:
+def latencies_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem]) -> list[LatencyMeasurement]:
     """Median time of one text alone for each classifier; they take turns, text by text, after a warm-up."""
     machine, _ = processor()
     return [
@@ -92,11 +90,11 @@ def time_alone(
             p50_ms=float(np.median(times)),
             texts=len(items),
         )
-        for classifier, times in zip(classifiers, times_alone(classifiers, items, rounds), strict=True)
+        for classifier, times in zip(classifiers, times_alone(classifiers, items, _ROUNDS), strict=True)
     ]
 
 
-def times_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3) -> NDArray[np.float64]:
+def times_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int) -> NDArray[np.float64]:
     """Times in ms `(classifiers, rounds · items)`: a column has the same text, measured by one after the other."""
     encoded = [[classifier.encode(item) for item in items] for classifier in classifiers]
     for classifier, texts in zip(classifiers, encoded, strict=True):
@@ -112,15 +110,15 @@ def times_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem], ro
     return times.reshape(len(classifiers), -1)
 
 
-def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int = 3) -> list[float]:
+def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem]) -> list[float]:
     """Mean ms of one text for each classifier as a busy server runs it, on one thread; they take turns.
 
     Files whose answers don't depend on the batch run texts of like lengths together, others run them one by one.
     """
     encoded = [sorted((classifier.encode(item) for item in items), key=len) for classifier in classifiers]
     starts = range(0, len(items), _BATCH)
-    times = np.empty((len(classifiers), rounds, len(starts)))
-    for turn in range(rounds):
+    times = np.empty((len(classifiers), _ROUNDS, len(starts)))
+    for turn in range(_ROUNDS):
         for position, first in enumerate(starts):
             for index, classifier in enumerate(classifiers):
                 together = encoded[index][first : first + _BATCH]

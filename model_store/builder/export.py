@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
 from model_store.builder.data import sample
 from model_store.builder.errors import ExportError
-from model_store.builder.evaluate import measured, run_classifier, time_alone
+from model_store.builder.evaluate import latencies_alone, measured, run_classifier
 from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
 from model_store.builder.operators.export import Parameters
 from model_store.builder.step import Figures, StepContext
@@ -53,7 +53,7 @@ def export_onnx(parameters: Parameters, parent: Path, output: Path, context: Ste
     by_torch = torch_logits(load_classifier(parent, context), [encoder.encode(item) for item in some])
     parity = largest_difference(run_classifier(classifier, some), by_torch)
     artifact = measured(classifier, context.data)
-    (latency,) = time_alone([classifier], sample(dev, TIMING_TEXTS))
+    (latency,) = latencies_alone([classifier], sample(dev, TIMING_TEXTS))
     write_artifacts(output, [artifact.model_copy(update={"max_logit_difference": parity, "latency": (latency,)})])
     return {"parity": parity, "parity_rows": len(some), "trimmed": trimmed, "unpadded": unpadded}
 

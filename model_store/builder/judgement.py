@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from model_store.builder.artifacts import open_candidate, read_artifacts
 from model_store.builder.data import sample
 from model_store.builder.evaluate import predictions_of, run_classifier, tfidf_predictions, times_alone
-from model_store.builder.report import quality_figures, triple
+from model_store.builder.plan import Chain, Plan
+from model_store.builder.report import quality_figures
 from model_store.builder.runner import Result, Runner, key_of
 from model_store.builder.step import Figures
 from model_store.classifier import PROVIDERS
 from model_store.machine import processor
 from model_store.manifest import best_artifact
 from model_store.statistics import ratio_of_medians
-
-if TYPE_CHECKING:
-    from model_store.builder.pipeline import Chain, Plan
-
 
 _TIMED_TEXTS, _TIMED_ROUNDS = 100, 3
 
@@ -45,7 +43,7 @@ def evaluate_on_test(plan: Plan, runner: Runner, predecessor: Chain, successor: 
         texts = sample([row.item for row in plan.data.splits["dev"]], _TIMED_TEXTS)
         old, new = times_alone([*classifiers.values()], texts, _TIMED_ROUNDS)
         figures = quality_figures(plan.data, predictions)
-        return figures | {"speedup_alone": triple(ratio_of_medians(old, new)), "machine": processor()[0]}
+        return figures | {"speedup_alone": asdict(ratio_of_medians(old, new)), "machine": processor()[0]}
 
     metrics = [(metric.name, metric.positive) for metric in plan.data.metrics]
     return runner.run("evaluate", key_of("evaluate", predecessor.key, successor.key, metrics), work)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Problem
-from model_store.statistics import concordance
+from model_store.statistics import concordance, correlation
 
 Predictions = NDArray[Any]
 MetricName = Literal["accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "concordance"]
@@ -86,16 +86,14 @@ def _matthews(predictions: Predictions, targets: Predictions) -> float:
     return covariance / math.sqrt(scale) if scale else 0.0
 
 
-def _correlation(first: Predictions, second: Predictions) -> float:
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+def _pearson(predictions: Predictions, targets: Predictions) -> float:
+    return correlation(predictions, targets, constant=0.0)  # one that says the same of every text says nothing
 
 
-def _rank_correlation(first: Predictions, second: Predictions) -> float:
+def _spearman(predictions: Predictions, targets: Predictions) -> float:
     from scipy.stats import rankdata
 
-    return _correlation(rankdata(first), rankdata(second))
+    return _pearson(rankdata(predictions), rankdata(targets))
 
 
 _FUNCTIONS: dict[str, Callable[[Predictions, Predictions], float]] = {
@@ -103,7 +101,7 @@ _FUNCTIONS: dict[str, Callable[[Predictions, Predictions], float]] = {
     "micro_f1": _micro_f1,
     "macro_f1": _macro_f1,
     "matthews": _matthews,
-    "pearson": _correlation,
-    "spearman": _rank_correlation,
+    "pearson": _pearson,
+    "spearman": _spearman,
     "concordance": concordance,
 }

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from model_store.builder.artifacts import read_artifacts
+from model_store.builder.plan import Plan
 from model_store.errors import IntegrityError
 from model_store.manifest import TOKENIZER_FILE, Check, Lineage, Manifest, ModelId
 from model_store.store import Draft, ModelStore, digest_file
-
-if TYPE_CHECKING:
-    from model_store.builder.pipeline import Plan
 
 _OF_THE_PREDECESSOR = {
     "predecessor",

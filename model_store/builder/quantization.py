@@ -40,7 +40,7 @@ from model_store.builder.artifacts import (
 )
 from model_store.builder.data import sample
 from model_store.builder.errors import QuantizeError
-from model_store.builder.evaluate import measured, run_classifier, time_alone, times_under_load
+from model_store.builder.evaluate import latencies_alone, measured, run_classifier, times_under_load
 from model_store.builder.operators.quantize import Candidate, Parameters
 from model_store.builder.per_token import quantize_per_token
 from model_store.builder.step import Figures, StepContext
@@ -204,7 +204,7 @@ class _Workshop:
                 figures.append(measured(classifier, self._context.data, logits))
                 meter.advance(done, classifier.artifact.method)
         texts = sample(dev, self._parameters.timing_texts)
-        alone = time_alone([self._exact, *candidates], texts)
+        alone = latencies_alone([self._exact, *candidates], texts)
         busy = times_under_load([self._exact, *candidates], texts)
         return [
             artifact.model_copy(update={"latency": (time.model_copy(update={"busy_ms": busy_ms}),)})

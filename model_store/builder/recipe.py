@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from model_store.builder.documents import DocumentKind, checked
 from model_store.builder.errors import RecipeError
@@ -17,8 +17,7 @@ from model_store.builder.knobs import Knobs
 from model_store.builder.sources import SPLITS, DataSource, FileSource
 from model_store.builder.step import Shape, StepParameters, operator_module, operator_names
 from model_store.builder.weights import LocalWeights, Weights
-from model_store.errors import InvalidReferenceError
-from model_store.manifest import Side, check_alias, check_name
+from model_store.manifest import Alias, Name, Side
 from model_store.store import DEFAULT_ALIAS
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ class Gate(Knobs):
 class Recipe(Knobs):
     """How one successor is built: data → predecessor → steps → gate → publish."""
 
-    name: str = Field(description="the successor's name in the store")
-    predecessor_name: str = Field(description="the predecessor's name in the store")
-    alias: str = DEFAULT_ALIAS
+    name: Name = Field(description="the successor's name in the store")
+    predecessor_name: Name = Field(description="the predecessor's name in the store")
+    alias: Alias = DEFAULT_ALIAS
     seed: int = Field(default=0, ge=0, lt=2**32)
     max_length: int = Field(default=128, ge=4, le=8192, description="tokens a text, special tokens included")
     truncation_side: Side = "right"
@@ -64,20 +63,8 @@ class Recipe(Knobs):
         default=(), description="where training logs go besides the report: tensorboard, or any that transformers knows"
     )
 
-    @field_validator("name", "predecessor_name", "alias")
-    @classmethod
-    def _valid_name(cls, value: str) -> str:
-        try:
-            return check_name(value)
-        except InvalidReferenceError as error:
-            raise ValueError(str(error)) from error
-
     @model_validator(mode="after")
-    def _names_that_work(self) -> Self:
-        try:
-            check_alias(self.alias)
-        except InvalidReferenceError as error:
-            raise ValueError(f"alias: {error}") from error
+    def _names_that_differ(self) -> Self:
         if self.name == self.predecessor_name:
             raise ValueError("name and predecessor_name must differ: the store keeps both")
         return self

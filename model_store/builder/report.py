@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from model_store.statistics import Estimate, mcnemar, paired_bootstrap
 
 REPORT_FILES = ("report.json", "report.md", "quality.png", "training.png")
 _MODELS = ("predecessor", "successor", "tfidf")
+# So many steps' losses are drawn as their mean.
+_SMOOTHED = 5
 
 
 def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict[str, Any]:
@@ -36,12 +39,12 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
 
     old, new, baseline = (predictions[name] for name in _MODELS)
     estimates = {name: paired_bootstrap(score, predictions[name], targets) for name in _MODELS}
-    estimates["retention"] = _or_none(paired_bootstrap(ratio, new, old, targets))
+    estimates["retention"] = _zero_if_undefined(paired_bootstrap(ratio, new, old, targets))
     estimates["predecessor_margin"] = paired_bootstrap(difference, old, baseline, targets)
     estimates["successor_margin"] = paired_bootstrap(difference, new, baseline, targets)
     figures: dict[str, Any] = {
         "metric": data.metric.name,
-        "estimates": {name: triple(estimate) for name, estimate in estimates.items()},
+        "estimates": {name: asdict(estimate) for name, estimate in estimates.items()},
         "agreement": agreement(data.problem, old, new),
     }
     figures["further"] = {
@@ -53,7 +56,7 @@ def quality_figures(data: TaskData, predictions: dict[str, Predictions]) -> dict
     return figures
 
 
-def _or_none(retention: Estimate) -> Estimate:
+def _zero_if_undefined(retention: Estimate) -> Estimate:
     """Of a predecessor that is worth nothing, nothing is retained."""
     return retention if math.isfinite(retention.value) else Estimate(0.0, 0.0, 0.0)
 
@@ -66,11 +69,6 @@ def write_report(folder: Path, report: dict[str, Any], checks: Sequence[Check]) 
     _plot_quality(folder / "quality.png", report["quality"])
     _plot_training(folder / "training.png", report["steps"])
     return {name: folder / name for name in REPORT_FILES}
-
-
-def triple(estimate: Estimate) -> dict[str, float]:
-    """An estimate as JSON."""
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _markdown(report: dict[str, Any]) -> str:
@@ -166,12 +164,10 @@ def _number(value: float) -> str:
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
     """A figure of so many inches, and its axes side by side."""
     # The object interface leaves the process's global plotting state and display alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    return figure, [*figure.subplots(1, columns, squeeze=False)[0]]
 
 
 def _plot_quality(path: Path, quality: dict[str, Any]) -> None:
@@ -206,6 +202,6 @@ def _plot_training(path: Path, steps: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _smooth(values: list[float], window: int = 5) -> NDArray[np.float64]:
-    padded = np.pad(np.asarray(values), window // 2, mode="edge")
-    return np.convolve(padded, np.ones(window) / window, mode="valid")
+def _smooth(values: list[float]) -> NDArray[np.float64]:
+    padded = np.pad(np.asarray(values), _SMOOTHED // 2, mode="edge")
+    return np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, mode="valid")

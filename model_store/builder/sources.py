@@ -23,7 +23,6 @@ from model_store.extras import remedy
 from model_store.manifest import Problem
 
 SPLITS = ("train", "dev", "test")
-SplitName = Literal["train", "dev", "test"]
 
 
 @dataclass(frozen=True, slots=True)

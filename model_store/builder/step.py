@@ -11,7 +11,7 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Self
@@ -39,7 +39,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What a step may use besides its parameters and its parent."""
+    """What a step may use besides its parameters and its parent.
+
+    Attributes:
+        scratch: survives a killed build: checkpoints go here.
+    """
 
     data: TaskData
     scores: ScoreContract
@@ -47,7 +51,7 @@ class StepContext:
     lineage: Lineage
     seed: int
     progress: Progress
-    scratch: Path = field(metadata={"doc": "survives a killed build: checkpoints go here"})
+    scratch: Path
     report_to: tuple[str, ...] = ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from model_store.builder.data import metrics_of
 from model_store.builder.metrics import Metric, Predictions
 from model_store.builder.records import CellRecord, TaskRecord, expanded
-from model_store.builder.report import markdown_table, new_figure, triple
+from model_store.builder.report import markdown_table, new_figure
 from model_store.builder.results import Results, unwritable
 from model_store.builder.study import PREDECESSOR, Study
 from model_store.statistics import Estimate, Samples, crossed_bootstrap, paired_bootstrap
@@ -87,7 +88,7 @@ def _task_report(study: Study, name: str, task: TaskRecord, cells: dict[str, dic
                 metric.name: _spread([metric(expanded(record.predictions), targets) for record in records.values()])
                 for metric in metrics
             },
-            "interval": triple(_mean_score(metrics[0], targets, records)),
+            "interval": asdict(_mean_score(metrics[0], targets, records)),
             "dev": _spread([record.dev for record in records.values()]),
             "learning_rates": next(iter(records.values())).learning_rates,
             "speedup": _spread(alike[next(iter(records.values())).bytes]),
@@ -142,7 +143,7 @@ def _difference(
         return None
     us, them = (_scores(metric, targets, records, seeds) for records in (ours, theirs))
     estimate = crossed_bootstrap(lambda rows, runs: us(rows, runs) - them(rows, runs), len(targets), len(seeds))
-    return triple(estimate) | {"seeds": len(seeds)}
+    return asdict(estimate) | {"seeds": len(seeds)}
 
 
 def _retention(

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_store.statistics import Estimate
 from service.comparison.measure import Sample
-from service.comparison.results import Comparison, ModelFigures
+from service.comparison.results import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,10 @@ def write_plots(comparison: Comparison, samples: Sequence[Sample], folder: Path)
         _draw_latencies(axes, comparison, samples, int(connections))
     latency.savefig(folder / LATENCY_PLOT, dpi=120)
     plots = [LATENCY_PLOT]
-    for name, what, shown in ((ACCURACY_PLOT, "accuracy", _accuracy), (CORRELATION_PLOT, "Pearson's r", _pearson)):
-        a, b = shown(comparison.a), shown(comparison.b)
+    for name, what, a, b in (
+        (ACCURACY_PLOT, "accuracy", comparison.a.accuracy, comparison.b.accuracy),
+        (CORRELATION_PLOT, "Pearson's r", comparison.a.pearson, comparison.b.pearson),
+    ):
         if a is not None and b is not None:
             quality = Figure(figsize=(5.5, 4), layout="constrained")
             _draw_quality(quality.subplots(), comparison, what, (a, b))
@@ -41,28 +43,16 @@ def write_plots(comparison: Comparison, samples: Sequence[Sample], folder: Path)
     return plots
 
 
-def _accuracy(model: ModelFigures) -> Estimate | None:
-    return _estimate(model.accuracy, model.accuracy_interval)
-
-
-def _pearson(model: ModelFigures) -> Estimate | None:
-    return _estimate(model.pearson, model.pearson_interval)
-
-
-def _estimate(value: float | None, interval: tuple[float, float] | None) -> Estimate | None:
-    return None if value is None or interval is None else Estimate(value, *interval)
-
-
 def _draw_latencies(axes: Axes, comparison: Comparison, samples: Sequence[Sample], connections: int) -> None:
     """Cumulative distributions: the share of requests answered within a time."""
     slowest = 0.0
     for key, model in (("a", comparison.a), ("b", comparison.b)):
         latencies = np.sort([1000 * s.seconds for s in samples if (s.model, s.connections) == (key, connections)])
         shares = np.arange(1, len(latencies) + 1) / len(latencies)
-        median = model.connections[str(connections)].p50_ms
+        median = model.connections[str(connections)].p50_ms.value
         axes.step(latencies, shares, where="post", color=_COLOURS[key], label=f"{model.id}, median {median:.1f} ms")
         axes.axvline(median, color=_COLOURS[key], linewidth=0.8, linestyle="--")
-        slowest = max(slowest, model.connections[str(connections)].p99_ms)
+        slowest = max(slowest, model.connections[str(connections)].p99_ms.value)
     axes.set_xlim(0, 1.3 * slowest)
     axes.set_ylim(0, 1.01)
     axes.set_title(f"{connections} connection{'s' if connections > 1 else ''}")
@@ -74,12 +64,12 @@ def _draw_latencies(axes: Axes, comparison: Comparison, samples: Sequence[Sample
 def _draw_quality(axes: Axes, comparison: Comparison, what: str, shown: tuple[Estimate, Estimate]) -> None:
     """A figure of quality against median latency at one connection, with 95 % intervals."""
     for key, model, quality in zip(("a", "b"), (comparison.a, comparison.b), shown, strict=True):
-        load = model.connections["1"]
+        latency = model.connections["1"].p50_ms
         axes.errorbar(
-            [load.p50_ms],
+            [latency.value],
             [quality.value],
-            xerr=_bars(load.p50_ms, load.p50_ms_interval),
-            yerr=_bars(quality.value, quality.interval),
+            xerr=_bars(latency),
+            yerr=_bars(quality),
             fmt="o",
             capsize=4,
             color=_COLOURS[key],
@@ -91,6 +81,6 @@ def _draw_quality(axes: Axes, comparison: Comparison, what: str, shown: tuple[Es
     axes.legend(fontsize="small")
 
 
-def _bars(value: float, interval: tuple[float, float]) -> list[list[float]]:
+def _bars(estimate: Estimate) -> list[list[float]]:
     """Error bars as matplotlib wants them: distances below and above, never negative."""
-    return [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from model_store.manifest import Problem
 from model_store.statistics import (
     Estimate,
+    all_alike,
     concordance,
+    correlation,
     difference_of_proportions,
     mcnemar,
     paired_bootstrap,
@@ -88,7 +91,7 @@ class Quality:
             return None
         wanted = np.array([self._labels[text] for text in self.labelled], dtype=np.float64)
         given = np.array([self._answers[key][text] for text in self.labelled], dtype=np.float64)
-        return None if _alike(wanted) or _alike(given) else (wanted, given)
+        return None if all_alike(wanted) or all_alike(given) else (wanted, given)
 
     def _right(self, key: Key) -> NDArray[np.bool_] | None:
         """Whether each labelled text was answered with its label, by name; None where there is nothing to say."""
@@ -103,15 +106,8 @@ def _only(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Pearson's; not a number for a resample that is all alike."""
-    if _alike(first) or _alike(second):
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _alike(numbers: NDArray[np.float64]) -> bool:
-    """Whether all are the same, but for rounding."""
-    return bool(np.ptp(numbers) <= 1e-9 * np.abs(numbers).max())
+    """Pearson's; not a number for a resample that is all alike, which its interval then leaves out."""
+    return correlation(first, second, constant=math.nan)
 
 
 def _canonical(label: Label | None) -> Answer | None:

@@ -15,7 +15,7 @@ from model_store.statistics import Estimate
 from service.comparison.errors import ComparisonError
 from service.comparison.measure import Sample
 from service.comparison.plots import write_plots
-from service.comparison.results import Comparison, LoadFigures, ModelFigures
+from service.comparison.results import Comparison, ModelFigures
 
 Row = tuple[str, str, str, str]
 
@@ -40,11 +40,13 @@ def rows(comparison: Comparison) -> list[Row]:
         ("resident memory", lambda model: _megabytes(model.resident_bytes), ""),
     ]
     if a.accuracy is not None:
-        both.append(("accuracy", _accuracy, _points(comparison.accuracy_difference)))
+        both.append(("accuracy", lambda model: _with_interval(model.accuracy), _points(comparison.accuracy_difference)))
         both.append(("retention", lambda _: "", _percent(comparison.retention)))
         both.append(("McNemar's p", lambda _: "", f"{comparison.mcnemar_p:.3g}"))
     if a.pearson is not None or b.pearson is not None:
-        both.append(("Pearson's r", _pearson, _correlations(comparison.pearson_difference)))
+        both.append(
+            ("Pearson's r", lambda model: _with_interval(model.pearson), _correlations(comparison.pearson_difference))
+        )
         both.append(("retention", lambda _: "", _percent(comparison.retention)))
     both.append(_agreement(comparison))
     for connections in a.connections:
@@ -151,9 +153,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _latency(name: str, connections: str) -> Callable[[ModelFigures], str]:
     def show(model: ModelFigures) -> str:
-        figures: LoadFigures = model.connections[connections]
-        low, high = getattr(figures, f"{name}_ms_interval")
-        return f"{getattr(figures, f'{name}_ms'):.2f} ms [{low:.2f}, {high:.2f}]"
+        latency: Estimate = getattr(model.connections[connections], f"{name}_ms")
+        return f"{latency.value:.2f} ms [{latency.low:.2f}, {latency.high:.2f}]"
 
     return show
 
@@ -162,25 +163,15 @@ def _throughput(connections: str) -> Callable[[ModelFigures], str]:
     return lambda model: f"{model.connections[connections].throughput:.1f}"
 
 
-def _accuracy(model: ModelFigures) -> str:
-    return _with_interval(model.accuracy, model.accuracy_interval)
-
-
-def _pearson(model: ModelFigures) -> str:
-    return _with_interval(model.pearson, model.pearson_interval)
-
-
-def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None or interval is None:
-        return "–"
-    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+def _with_interval(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 def _agreement(comparison: Comparison) -> tuple[str, Callable[[ModelFigures], str], str]:
-    low, high = comparison.agreement_interval
+    found = comparison.agreement
     if comparison.problem == "regression":
-        return "concordance", lambda _: "", _with_interval(comparison.agreement, (low, high))
-    return "agreement", lambda _: "", f"{_percent(comparison.agreement)} [{100 * low:.1f}, {100 * high:.1f}]"
+        return "concordance", lambda _: "", _with_interval(found)
+    return "agreement", lambda _: "", f"{_percent(found.value)} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def _ratio(ratio: Estimate) -> str:

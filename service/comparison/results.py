@@ -28,12 +28,9 @@ class Figures(BaseModel):
 class LoadFigures(Figures):
     """One model at one number of connections: milliseconds with 95 % intervals, answers a second."""
 
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    p50_ms_interval: tuple[float, float]
-    p95_ms_interval: tuple[float, float]
-    p99_ms_interval: tuple[float, float]
+    p50_ms: Estimate
+    p95_ms: Estimate
+    p99_ms: Estimate
     throughput: float
     requests: int
 
@@ -49,10 +46,8 @@ class ModelFigures(Figures):
     provider: str
     threads: int
     bytes: int
-    accuracy: float | None
-    accuracy_interval: tuple[float, float] | None
-    pearson: float | None
-    pearson_interval: tuple[float, float] | None
+    accuracy: Estimate | None
+    pearson: Estimate | None
     resident_bytes: int | None
     connections: dict[str, LoadFigures]
 
@@ -77,8 +72,7 @@ class Comparison(Figures):
     speedup: Estimate
     throughput_ratio: Estimate
     size_ratio: float
-    agreement: float
-    agreement_interval: tuple[float, float]
+    agreement: Estimate
     retention: float | None
     accuracy_difference: Estimate | None
     pearson_difference: Estimate | None
@@ -87,7 +81,6 @@ class Comparison(Figures):
     labelled: int
     conclusions: tuple[str, ...]
     machine: Machine
-    threads: dict[str, float]
     generator: str
     seconds: float
 
@@ -120,22 +113,18 @@ def summarise(
     throughput_ratio = ratio_of_rounds(block_seconds["a"], block_seconds["b"])
     figures: dict[Key, ModelFigures] = {}
     for key, side in zip(_KEYS, sides, strict=True):
-        accuracy, pearson = quality.accuracy(key), quality.pearson(key)
         figures[key] = ModelFigures(
             reference=side.reference,
             **side.served.model_dump(include={"id", "version", "file", "precision", "provider", "threads", "bytes"}),
-            accuracy=accuracy.value if accuracy else None,
-            accuracy_interval=accuracy.interval if accuracy else None,
-            pearson=pearson.value if pearson else None,
-            pearson_interval=pearson.interval if pearson else None,
+            accuracy=quality.accuracy(key),
+            pearson=quality.pearson(key),
             resident_bytes=conditions.resident[key],
             connections={
                 "1": _load_figures(latencies[key], float(latencies[key].sum())),
                 str(many): _load_figures(_latencies(samples, key, many), float(block_seconds[key].sum())),
             },
         )
-    difference, agreement, mcnemar_p = quality.difference(), quality.agreement(), quality.mcnemar_p()
-    pearson_difference = quality.pearson_difference()
+    difference, mcnemar_p, pearson_difference = quality.difference(), quality.mcnemar_p(), quality.pearson_difference()
     conclusions = [*conclude(speedup, throughput_ratio, many, difference, mcnemar_p)]
     if pearson_difference is not None:
         conclusions.append(_conclude_correlation(pearson_difference))
@@ -146,8 +135,7 @@ def summarise(
         speedup=speedup,
         throughput_ratio=throughput_ratio,
         size_ratio=figures["a"].bytes / figures["b"].bytes,
-        agreement=agreement.value,
-        agreement_interval=agreement.interval,
+        agreement=quality.agreement(),
         retention=quality.retention(),
         accuracy_difference=difference,
         pearson_difference=pearson_difference,
@@ -156,7 +144,6 @@ def summarise(
         labelled=len(quality.labelled),
         conclusions=(*conclusions, *_unshared_labels(sides)),
         machine=conditions.machine,
-        threads={"a": figures["a"].threads, "b": figures["b"].threads, "usable_cores": conditions.machine.usable_cores},
         generator="closed loop, one process"
         + (" on the servers' machine" if conditions.resident["a"] is not None else ""),
         seconds=conditions.seconds,
@@ -238,12 +225,5 @@ def _block_seconds(samples: Sequence[Sample], key: Key, connections: int) -> NDA
 def _load_figures(seconds: NDArray[np.float64], busy_seconds: float) -> LoadFigures:
     p50, p95, p99 = (quantile_estimate(1000 * seconds, quantile) for quantile in QUANTILES)
     return LoadFigures(
-        p50_ms=p50.value,
-        p95_ms=p95.value,
-        p99_ms=p99.value,
-        p50_ms_interval=p50.interval,
-        p95_ms_interval=p95.interval,
-        p99_ms_interval=p99.interval,
-        throughput=len(seconds) / busy_seconds,
-        requests=len(seconds),
+        p50_ms=p50, p95_ms=p95, p99_ms=p99, throughput=len(seconds) / busy_seconds, requests=len(seconds)
     )

@@ -103,9 +103,9 @@ def test_the_comparison_reports_what_was_gained_and_lost(folder: Path) -> None:
     figures = json.loads((folder / "compared.json").read_text())
     built = json.loads((folder / "built.json").read_text())
     assert figures["a"]["version"] != figures["b"]["version"] or figures["a"]["reference"] != figures["b"]["reference"]
-    assert 0 <= figures["agreement"] <= 1
+    assert 0 <= figures["agreement"]["value"] <= 1
     assert figures["speedup"]["low"] <= figures["speedup"]["value"] <= figures["speedup"]["high"]
-    assert figures["b"]["accuracy"] == pytest.approx(built["measurements"]["successor"], abs=1e-9)
+    assert figures["b"]["accuracy"]["value"] == pytest.approx(built["measurements"]["successor"], abs=1e-9)
     assert {path.suffix for path in (folder / "comparison").iterdir()} >= {".md", ".json", ".png"}
 
 
