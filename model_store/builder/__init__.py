@@ -4,8 +4,8 @@ Read in this order:
 
 1. `recipe` (with `documents`, `knobs`): every knob, typed; what can't work is refused here. `weights`: where a build
    starts.
-2. `pipeline`: the method, top to bottom. `plan`: what it works from, checked. `runner` (with `progress`): steps run once.
-   `publication`: into the store.
+2. `pipeline`: the method, top to bottom. `plan`: what it works from, checked. `runner` (with `progress`): steps run
+   once. `publication`: into the store.
 3. `data` (with `sources`, `tables`): rows, splits, overlap, digests. `metrics`: what tasks are judged by. `fetch`:
    pinned files of packages.
 4. `step`: what every operator is made of. `operators/`: one file per method, found by its name in a recipe.

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from service.api import open_inference_models as models
-from service.api.common import Connection, Dialect, Headers, Reply, Service, with_place
+from service.api.common import Connection, Dialect, Reply, Service, with_place
 from service.api.endpoint import Answered, Call, Endpoint, Handler, ask, timing_headers
 from service.api.open_inference_schema import InferInput, InferOutput, InferParameters, InferRequest
 from service.api.parsing import parse_body
@@ -206,8 +206,8 @@ def render(request_id: str | None, answered: Answered, wanted: Sequence[Wanted],
     return Reply(200, b"".join([head, *parts]), headers, b"application/octet-stream")
 
 
-def _json(status: int, document: object, headers: Headers | None = None) -> Reply:
-    return Reply(status, orjson.dumps(document), headers or [])
+def _json(status: int, document: object) -> Reply:
+    return Reply(status, orjson.dumps(document))
 
 
 async def _server(_: Call) -> Reply:

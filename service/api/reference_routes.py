@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_store import errors as store
 from model_store.errors import SuccessorError
 from service import errors
-from service.api.classify_schema import ClassifyAnswer, ClassifyRequest
+from service.api.classify_schema import ClassifyAnswer, ClassifyRequest, LabelScore
 from service.api.hugging_face import PipelineRequest
 from service.api.open_inference_models import IndexRequest
 from service.api.open_inference_schema import InferRequest
@@ -62,13 +62,6 @@ class About:
     refusals: tuple[type[SuccessorError], ...] = _ANY_REQUEST
     unready: object = field(default=None)
     """An answer with 503, where that is no error but what was asked about."""
-
-
-class LabelScore(BaseModel):
-    """One label and its score."""
-
-    label: str
-    score: float
 
 
 class TensorDescription(BaseModel):
