@@ -212,6 +212,10 @@ def test_what_can_not_work_is_refused_before_anything_is_trained(
         ({"model_type": "albert", "num_hidden_groups": 1}, "AlbertForSequenceClassification has 0 lists of 4 layers"),
         ({"model_type": "vit"}, "transformers can't make a classifier of"),
         ({"model_type": "unheard-of"}, "transformers can't make a classifier of"),
+        (
+            {"model_type": "qwen3", "num_key_value_heads": 2},
+            r"^steps\.1\.theseus: Qwen3ForSequenceClassification with 2 layers can't be saved and read back",
+        ),
     ],
 )
 def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_trained(

@@ -8,6 +8,7 @@ Read in this order:
    pinned files of packages.
 4. `step`: what every operator is made of. `operators/`: one file per method, found by its name in a recipe.
 5. `training` (with `batches`, `loading`, `losses`): the one trainer. `layers`: a model's stack of layers.
+   `rehearsal`: what they can't do is seen on random numbers first.
 6. `export` (with `trimming`, `unpadding`), `quantization`, `artifacts`: ONNX files. `evaluate`, `judgement`, `gate`,
    `report`: what they are worth.
 7. `study`: methods compared over tasks and seeds. `cells` computes it, `records` keep it, `study_report` says what it

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from model_store.builder.batches import Collator, encode_row
 from model_store.builder.data import sample
 from model_store.builder.errors import WeightsError
 from model_store.encoding import TextEncoder
-from model_store.errors import one_line
 from model_store.manifest import TOKENIZER_FILE
 
 if TYPE_CHECKING:
@@ -75,27 +73,6 @@ def stack_of(model: PreTrainedModel) -> nn.ModuleList:
         WeightsError: the architecture has no such list, or several.
     """
     return _place_of(model)[2]
-
-
-def check_architecture(folder: Path, *, replaced: bool) -> None:
-    """See that the weights in a folder are a classifier's or can be given a head, before anything is trained.
-
-    Args:
-        folder: as transformers saves it.
-        replaced: whether layers will be put in the place of others.
-
-    Raises:
-        WeightsError: transformers has no classifier of this architecture, or `stack_of` finds no layers in it.
-    """
-    try:
-        with torch.device("meta"):  # no numbers: neither time nor memory
-            model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
-    except Exception as error:  # an unknown or broken configuration: many kinds
-        raise WeightsError(
-            f"predecessor: transformers can't make a classifier of {folder}: {one_line(error)}"
-        ) from error
-    if replaced:
-        stack_of(model)
 
 
 def set_layers(model: PreTrainedModel, layers: nn.Module) -> None:

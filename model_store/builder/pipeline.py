@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +51,8 @@ def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> 
     with using(work, alone=True):
         plan = make_plan(recipe)
         progress.note(plan.summary)
-        _check_architecture(plan)
         runner = Runner(work, progress)
+        _check_architecture(plan, runner)
         first = recipe.own_predecessor_steps
         trained = plan.run(runner, plan.start, recipe.steps[:first])
         predecessor = plan.run(runner, trained, plan.exporting)
@@ -197,12 +198,11 @@ def _check_recipe(recipe: Recipe, weights: PretrainedInfo, train_rows: int | Non
             raise RecipeError(f"steps.{index}.{error}") from error
 
 
-def _check_architecture(plan: Plan) -> None:
-    from model_store.builder.layers import check_architecture
+def _check_architecture(plan: Plan, runner: Runner) -> None:
+    from model_store.builder.rehearsal import check_architecture
 
-    before = plan.weights.shape
-    after = plan.recipe.check_steps(before)
-    check_architecture(plan.weights.folder, replaced=after.layers != before.layers)
+    with tempfile.TemporaryDirectory(dir=runner.work) as scratch:
+        check_architecture(plan.weights.folder, plan.recipe.steps, plan.context(runner.progress, Path(scratch)))
 
 
 def check_installation() -> None:
