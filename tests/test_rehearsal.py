@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from model_store.builder.errors import WeightsError
-from model_store.builder.layers import keep_layers
+from model_store.builder.errors import BuildError, ExportError, WeightsError
+from model_store.builder.layers import ReplaceableLayers, keep_layers, set_layers, stack_of
 from model_store.builder.loading import load_classifier, save_classifier
 from model_store.builder.operators import distill, drop_layers, theseus
 from model_store.builder.pipeline import make_plan
@@ -30,6 +31,8 @@ def config_of(family: str, **changes: Any) -> PretrainedConfig:  # noqa: ANN401 
     own = {
         "modernbert": {"local_attention": 4},
         "longformer": {"attention_window": 4},
+        "opt": {"ffn_dim": 32},
+        "mistral": {"num_key_value_heads": 2},
     }
     shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2}
     size = {"intermediate_size": 32, "max_position_embeddings": 40}
@@ -94,15 +97,18 @@ def test_which_layers_contribute_is_not_known_before_so_that_a_choice_with_gaps_
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
+        ("longformer", {}, "longformer reads attention_mask, global_attention_mask, input_ids"),
+        ("fnet", {}, "optimum can't export a classifier of the architecture fnet"),
         ("qwen3", {"num_key_value_heads": 2}, "can't be saved and read back: take another model"),
         ("llama", {"pad_token_id": None}, "can't be trained on padded texts: take another model: Cannot handle batch"),
     ],
 )
-def test_what_can_not_be_trained_or_read_back_is_refused_in_one_line(
+def test_what_can_not_be_trained_exported_or_read_back_is_refused_in_one_line(
     context: StepContext, family: str, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(WeightsError) as refusal:
+    with pytest.raises(BuildError) as refusal:
         rehearse(config_of(family, **changes), context, replacing("first"))
+    assert isinstance(refusal.value, (WeightsError, ExportError))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -112,6 +118,24 @@ def test_a_text_that_is_longer_than_the_positions_is_tried(context: StepContext)
     rehearse(config_of("bert"), longest)
     with pytest.raises(WeightsError, match=r"^max_length: Data2VecText\w+ can't read 40 tokens: lower it, or"):
         rehearse(config_of("data2vec-text"), longest)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox", "opt"])
+def test_a_layer_in_the_place_of_others_attends_to_its_own_keys_in_a_model_that_could_cache_them(
+    context: StepContext, family: str
+) -> None:
+    folder = context.scratch / "weights"
+    AutoModelForSequenceClassification.from_config(config_of(family, num_labels=2)).save_pretrained(folder)
+    model = load_classifier(folder, context).eval()
+    routed = ReplaceableLayers(stack_of(model), (0, 1, 2), (2, 2, 2))
+    set_layers(model, routed)
+    routed.training = True
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    for gates in ([True, False, True], [False, True, False]):
+        routed.gates = gates
+        with torch.no_grad():
+            assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids, use_cache=False).logits)
+    rehearse(config_of(family), context, replacing("first"))
 
 
 def test_what_was_trained_is_compared_with_what_is_read_back(context: StepContext, tmp_path: Path) -> None:

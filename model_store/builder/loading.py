@@ -103,6 +103,8 @@ def _read(folder: Path, context: StepContext) -> tuple[PreTrainedModel, dict[str
         )
     except Exception as error:  # a cut file, shapes that do not fit: many kinds
         raise WeightsError(f"the weights in {folder} can't be loaded: {one_line(error)[:500]}") from error
+    # A cache of keys is for texts that are written on; a layer in another's place would attend into that one's.
+    model.config.use_cache = False
     return model, found
 
 

@@ -18,6 +18,7 @@ from transformers.modeling_utils import no_init_weights
 
 from model_store.builder.batches import Collator
 from model_store.builder.errors import WeightsError
+from model_store.builder.export import check_exportable
 from model_store.builder.layers import ReplaceableLayers, keep_layers, set_layers, stack_of
 from model_store.builder.loading import load_classifier, logits_of, ordinary_ids, quiet_libraries, save_classifier
 from model_store.encoding import EncodedText
@@ -43,6 +44,7 @@ def check_architecture(folder: Path, steps: Sequence[StepParameters], context: S
         context: the task, and a scratch folder for a model.
 
     Raises:
+        ExportError: optimum can't export it.
         WeightsError: transformers has no classifier of this architecture, its layers can't be found, or it can't be
             trained or read back as the steps have it.
     """
@@ -58,6 +60,7 @@ def check_architecture(folder: Path, steps: Sequence[StepParameters], context: S
     changing = _changing(steps, config.num_hidden_layers)
     if changing:
         stack_of(model)
+    check_exportable(model)
     model = _random_model(config)
     _try_texts(model, context)
     for index in changing:
@@ -82,6 +85,7 @@ def _random_model(config: PretrainedConfig) -> PreTrainedModel:
     """A model whose every layer does something: as they are first drawn, norms do nothing and attention little."""
     with no_init_weights():  # which takes half a minute in some architectures
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.config.use_cache = False
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
