@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from model_store.builder.errors import BuildError, ExportError, WeightsError
 from model_store.builder.layers import ReplaceableLayers, keep_layers, set_layers, stack_of
-from model_store.builder.loading import load_classifier, save_classifier
+from model_store.builder.loading import load_classifier, logits_of, ordinary_ids, save_classifier
 from model_store.builder.operators import distill, drop_layers, theseus
 from model_store.builder.pipeline import make_plan
 from model_store.builder.recipe import resolve
 from model_store.builder.rehearsal import check_architecture
 from model_store.builder.step import StepContext, StepParameters
+from model_store.builder.weights import OFFSET_POSITIONS, inspect_weights
 from tests.tiny_torch import ARCHITECTURES, Recorder, tiny_config, tiny_document
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def config_of(family: str, **changes: Any) -> PretrainedConfig:  # noqa: ANN401 
     own = {
         "modernbert": {"local_attention": 4},
         "longformer": {"attention_window": 4},
+        "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
         "opt": {"ffn_dim": 32},
         "mistral": {"num_key_value_heads": 2},
     }
@@ -111,6 +113,18 @@ def test_what_can_not_be_trained_exported_or_read_back_is_refused_in_one_line(
     assert isinstance(refusal.value, (WeightsError, ExportError))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("family", sorted(OFFSET_POSITIONS))
+def test_positions_that_are_counted_after_paddings_id_are_as_many_as_the_model_has(tmp_path: Path, family: str) -> None:
+    config = config_of(family, pad_token_id=1, bos_token_id=0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert inspect_weights(tmp_path).max_positions == 38
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    logits_of(model, ordinary_ids(model, 38))
+    with pytest.raises(IndexError):
+        logits_of(model, ordinary_ids(model, 39))
 
 
 def test_a_text_that_is_longer_than_the_positions_is_tried(context: StepContext) -> None:
