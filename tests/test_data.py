@@ -151,6 +151,17 @@ def test_the_metrics_are_those_that_the_recipe_names_the_first_deciding(tmp_path
     assert named.metric.name == "f1"
 
 
+@pytest.mark.parametrize("plain", [("0", "1"), ("False", "True"), ("no", "yes"), ("NEGATIVE", "POSITIVE")])
+def test_f1_is_about_the_second_of_two_labels_whose_meaning_is_plain(tmp_path: Path, plain: tuple[str, str]) -> None:
+    first, second = plain
+    folder = simple(
+        tmp_path, train=rows(("one", first), ("two", second)), dev=rows(("x", first)), test=rows(("y", first))
+    )
+    assert load_data(source(folder, metrics=["f1"])).metric == Metric("f1", 1)
+    with pytest.raises(DataError, match=f"is f1 to be about {second!r} or {first!r}"):
+        load_data(source(folder, metrics=["accuracy", "f1"], labels=[second, first]))
+
+
 def test_row_limits_take_rows_evenly_spaced_for_files_are_often_sorted_by_label(tmp_path: Path) -> None:
     write_records(tmp_path)
     whole = load_data(source(tmp_path)).splits["train"]
@@ -183,6 +194,7 @@ def test_row_limits_take_rows_evenly_spaced_for_files_are_often_sorted_by_label(
         ({}, {"problem": "regression", "labels": ["a", "b"]}, "a regression has one name"),
         ({}, {"positive_label": "c"}, "data.positive_label: 'c' is no label: use 'a', 'b'"),
         ({"train": rows(("x", "a"), ("y", "b"), ("z", "c"))}, {"metrics": ["f1"]}, "f1 of 3 labels needs"),
+        ({}, {"metrics": ["f1"]}, "data.positive_label: is f1 to be about 'a' or 'b'? Name the one"),
         ({}, {"text": "body"}, "data.text: no column 'body' in train.jsonl, line 1: it has text, label"),
         ({}, {"label": "class"}, "data.label: no column 'class'"),
         ({}, {"text_pair": "second"}, "data.text_pair: no column 'second'"),

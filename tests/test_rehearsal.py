@@ -29,14 +29,14 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_i
 
 def config_of(family: str, **changes: Any) -> PretrainedConfig:  # noqa: ANN401 - whatever a family is told
     """A tiny model of 6 layers of a family that the other tests don't train."""
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "modernbert": {"local_attention": 4},
         "longformer": {"attention_window": 4},
         "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
         "opt": {"ffn_dim": 32},
         "mistral": {"num_key_value_heads": 2},
     }
-    shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2}
+    shape: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2}
     size = {"intermediate_size": 32, "max_position_embeddings": 40}
     return AutoConfig.for_model(family, **(shape | size | SPECIAL | own.get(family, {}) | changes))
 

@@ -15,6 +15,9 @@ from model_store.builder.sources import SPLITS, DataSource, RawRow
 from model_store.encoding import TextItem
 from model_store.manifest import DataLineage, Problem, Split
 
+PLAIN_LABELS = {("0", "1"), ("false", "true"), ("no", "yes"), ("negative", "positive")}
+"""Of these, in any case, F1 is about the second; of all others it must be said."""
+
 Item = TypeVar("Item")
 Target = int | float | tuple[int, ...]
 
@@ -137,13 +140,18 @@ def metrics_of(source: DataSource, labels: tuple[str, ...]) -> tuple[Metric, ...
     """What a task is judged by, the main one first.
 
     Raises:
-        DataError: its positive label is none, or F1 needs one.
+        DataError: its positive label is none of them, or F1 needs one to be named.
     """
     positive = labels[-1] if source.positive_label is None else source.positive_label
     if positive not in labels:
         raise DataError(f"data.positive_label: {positive!r} is no label: use {_listed(labels)}")
-    if "f1" in source.metrics and len(labels) != 2 and source.positive_label is None:
-        raise DataError(f"data.metrics: f1 of {len(labels)} labels needs data.positive_label; or use macro_f1")
+    if "f1" in source.metrics and source.positive_label is None:
+        if len(labels) != 2:
+            raise DataError(f"data.metrics: f1 of {len(labels)} labels needs data.positive_label; or use macro_f1")
+        if tuple(label.lower() for label in labels) not in PLAIN_LABELS:
+            raise DataError(
+                f"data.positive_label: is f1 to be about {_listed(labels[:1])} or {_listed(labels[1:])}? Name the one"
+            )
     return tuple(Metric(name, labels.index(positive)) for name in source.metrics or METRICS_OF[source.problem][:1])
 
 
