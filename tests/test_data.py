@@ -4,15 +4,18 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from model_store.builder.data import TaskData, json_records, load_data, normalised
+from model_store.builder.data import TaskData, _check_shares, json_records, load_data, normalised, sample
 from model_store.builder.errors import DataError, FetchError, NotFetchedError, OverlapError
 from model_store.builder.metrics import Metric
-from model_store.builder.sources import DataSource, HubSource, read_movie_reviews
+from model_store.builder.sources import DataSource, HubSource, RawRow, read_movie_reviews
 from model_store.encoding import TextItem
 from tests.tiny_torch import write_records
 
@@ -149,6 +152,51 @@ def test_the_metrics_are_those_that_the_recipe_names_the_first_deciding(tmp_path
     named = load_data(source(folder, metrics=["f1", "accuracy"], positive_label="a"))
     assert named.metrics == (Metric("f1", 0), Metric("accuracy", 0))
     assert named.metric.name == "f1"
+
+
+@pytest.mark.parametrize(
+    ("labels", "limit", "message"),
+    [
+        (
+            ["a", "b"] * 150,
+            150,
+            "data.max_train_rows: 150 of the 150 rows taken have the label 'a', and 150 of all 300",
+        ),
+        (
+            ["a", "b", "b", "b"] * 100,
+            100,
+            "100 of the 100 rows taken have the label 'a', and 100 of all 400: the rows'",
+        ),
+        (["b", "b", "a", "b"] * 100, 200, "100 of the 200 rows taken have the label 'b', and 300 of all 400"),
+        ([["a", "b"], ["b"]] * 150, 150, "150 of the 150 rows taken have the label 'a', and 150 of all 300"),
+    ],
+    ids=["in turns", "one of each four", "half of the others", "several labels"],
+)
+def test_rows_taken_in_step_with_the_labels_are_refused(
+    tmp_path: Path, labels: list[Any], limit: int, message: str
+) -> None:
+    folder = simple(tmp_path, train=rows(*((f"text {index}", label) for index, label in enumerate(labels))))
+    problem = {"problem": "multi_label"} if isinstance(labels[0], list) else {}
+    if problem:
+        write(folder, dev=rows(("x", ["a"])), test=rows(("y", ["b"])))
+    with pytest.raises(DataError) as refusal:
+        load_data(source(folder, max_train_rows=limit, **problem))
+    assert message in str(refusal.value)
+    assert len(load_data(source(folder, max_train_rows=limit - 1, **problem)).splits["train"]) == limit - 1
+
+
+@given(
+    counts=st.lists(st.integers(1, 200), min_size=1, max_size=12),
+    limit=st.integers(1, 600),
+    seed=st.integers(0, 2**32) | st.none(),
+)
+def test_rows_of_sorted_and_of_shuffled_files_are_never_refused(
+    counts: list[int], limit: int, seed: int | None
+) -> None:
+    whole = [RawRow("text", None, str(label), "a row") for label, count in enumerate(counts) for _ in range(count)]
+    if seed is not None:
+        Random(seed).shuffle(whole)
+    _check_shares("train", [(row.label,) for row in sample(whole, limit)], whole)
 
 
 @pytest.mark.parametrize("plain", [("0", "1"), ("False", "True"), ("no", "yes"), ("NEGATIVE", "POSITIVE")])
@@ -312,9 +360,9 @@ def hub_of(folder: Path, feature: Any, labels: dict[str, list[Any]]) -> HubSourc
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": feature})
-    for split, given in labels.items():
-        texts = [f"{split} {index}" for index in range(len(given))]
-        datasets.Dataset.from_dict({"text": texts, "label": given}, features=features).to_parquet(
+    for split, values in labels.items():
+        texts = [f"{split} {index}" for index in range(len(values))]
+        datasets.Dataset.from_dict({"text": texts, "label": values}, features=features).to_parquet(
             str(folder / f"{split}.parquet")
         )
     return HubSource(source="hub", name=str(folder), licence="MIT")
