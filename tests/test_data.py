@@ -108,11 +108,20 @@ def test_multi_label_tables_separate_labels(tmp_path: Path) -> None:
 
 
 def test_a_regressions_target_is_its_number(tmp_path: Path) -> None:
-    folder = simple(tmp_path, train=rows(("one", 1.5), ("two", "2")), dev=rows(("x", 0)), test=rows(("y", -1)))
+    later = {"dev": rows(("x", 0), ("y", 1)), "test": rows(("z", -1), ("zz", 2.5))}
+    folder = simple(tmp_path, train=rows(("one", 1.5), ("two", "2")), **later)
     data = load_data(source(folder, problem="regression"))
     assert (data.labels, targets(data, "train")) == (("score",), [1.5, 2.0])
     assert [record["label"] for record in json_records(data, "train")] == [1.5, 2.0]
     assert load_data(source(folder, problem="regression", labels=["stars"])).labels == ("stars",)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_a_regressions_split_of_one_number_is_refused(tmp_path: Path, split: str) -> None:
+    splits = {name: rows((f"{name} a", 1), (f"{name} b", 2), (f"{name} c", 1)) for name in ("train", "dev", "test")}
+    hidden = [row | {"label": -1} for row in splits[split]]
+    with pytest.raises(DataError, match=rf"^data\.{split}: the number of every row is -1\.0, of 3 rows: name a split"):
+        load_data(source(simple(tmp_path, **(splits | {split: hidden})), problem="regression"))
 
 
 def test_a_text_of_a_later_split_leaves_the_earlier_one_and_is_counted(tmp_path: Path) -> None:

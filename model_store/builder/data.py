@@ -91,6 +91,8 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
         for split in raw
     }
     kept, dropped = _without_overlap(rows, refuse=source.overlap == "refuse")
+    if source.problem == "regression":
+        _check_numbers(kept)
     lineage = DataLineage(
         source=source.describe(),
         licence=source.licence,
@@ -141,6 +143,20 @@ def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
     if limit is None or limit >= len(items):
         return list(items)
     return [items[index * len(items) // limit] for index in range(limit)]
+
+
+def _check_numbers(rows: Mapping[str, Sequence[Row]]) -> None:
+    """Refuse a split whose numbers are all one, as those of a competition's test split are that hides them.
+
+    Raises:
+        DataError: nothing could be learnt from it, and no correlation be judged.
+    """
+    for split, found in rows.items():
+        if len({row.target for row in found}) == 1:
+            raise DataError(
+                f"data.{split}: the number of every row is {found[0].target}, of {len(found)} rows: name a split"
+                " that has real ones"
+            )
 
 
 def _check_shares(split: str, taken: Sequence[tuple[str, ...]], whole: Sequence[RawRow]) -> None:
