@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 _NORMAL = 1.959964
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646)
 
 Samples = NDArray[Any]
 

@@ -93,9 +93,9 @@ def test_a_ratio_of_medians_is_the_known_one() -> None:
     assert 1.5 < estimate.low <= 2 <= estimate.high < 2.5
 
 
-@given(freedom=st.integers(1, 500))
-def test_students_quantile_is_scipys(freedom: int) -> None:
-    assert student_quantile(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=1e-3)
+def test_students_quantile_is_scipys() -> None:
+    for freedom in range(1, 500):
+        assert student_quantile(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=0, abs=1e-3)
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 6, 10])
