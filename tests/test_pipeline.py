@@ -206,6 +206,17 @@ def test_what_can_not_work_is_refused_before_anything_is_trained(
     assert message in str(refusal.value)
 
 
+def test_a_length_that_the_special_tokens_of_a_pair_fill_is_refused(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path, pair=True)
+    whole = make_plan(changed(document, tmp_path, "max_length=5"))
+    short = changed(document, tmp_path, "max_length=4")
+    message = "max_length: 4 tokens leave no room for both texts beside the special ones: use at least 5"
+    for planning in (make_plan, whole.for_recipe):
+        with pytest.raises(RecipeError, match=message):
+            planning(short)
+    make_plan(changed(tiny_document(tmp_path / "single"), tmp_path, "max_length=4"))
+
+
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
