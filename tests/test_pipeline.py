@@ -17,9 +17,10 @@ from model_store.builder.errors import (
     LaunchError,
     RecipeError,
     WeightsError,
+    WorkFolderError,
 )
 from model_store.builder.operators.quantize import ALL_CANDIDATES
-from model_store.builder.pipeline import Build, build, check_installation, make_plan
+from model_store.builder.pipeline import Build, _check_architecture, build, check_installation, make_plan
 from model_store.builder.recipe import Recipe, resolve
 from model_store.builder.report import REPORT_FILES
 from model_store.builder.runner import Runner
@@ -225,7 +226,7 @@ def test_a_length_that_the_special_tokens_of_a_pair_fill_is_refused(tmp_path: Pa
         ({"model_type": "unheard-of"}, "transformers can't make a classifier of"),
         (
             {"model_type": "qwen3", "num_key_value_heads": 2},
-            r"^steps\.1\.theseus: Qwen3ForSequenceClassification with 2 layers can't be saved and read back",
+            r"^steps\.1\.theseus: Qwen3ForSequenceClassification with 2 layers can't be read back",
         ),
     ],
 )
@@ -241,6 +242,12 @@ def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_tra
         build(recipe, ModelStore(tmp_path / "store"), tmp_path / "work", Recorder())
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "work" / "steps").exists()
+
+
+def test_a_work_folder_that_has_no_room_to_try_the_steps_is_named(document: dict[str, Any], folder: Path) -> None:
+    plan = make_plan(changed(document, folder))
+    with pytest.raises(WorkFolderError, match=r"the steps could not be tried .*: see that .*nowhere has room"):
+        _check_architecture(plan, Runner(folder / "nowhere", Recorder()))
 
 
 def test_a_version_that_was_damaged_is_published_again(folder: Path, tmp_path: Path, finished: Build) -> None:

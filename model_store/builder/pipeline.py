@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_store.builder.data import TaskData, load_data
-from model_store.builder.errors import BuildExtraError, LaunchError, NotFetchedError, RecipeError
+from model_store.builder.errors import BuildExtraError, LaunchError, NotFetchedError, RecipeError, WorkFolderError
 from model_store.builder.progress import Progress
 from model_store.builder.publication import Publication
 from model_store.builder.recipe import Recipe
@@ -219,8 +219,14 @@ def _check_room(recipe: Recipe, weights: PretrainedInfo, *, pair: bool) -> None:
 def _check_architecture(plan: Plan, runner: Runner) -> None:
     from model_store.builder.rehearsal import check_architecture
 
-    with tempfile.TemporaryDirectory(dir=runner.work) as scratch:
-        check_architecture(plan.weights.folder, plan.recipe.steps, plan.context(runner.progress, Path(scratch)))
+    try:
+        with tempfile.TemporaryDirectory(dir=runner.work) as scratch:
+            check_architecture(plan.weights.folder, plan.recipe.steps, plan.context(runner.progress, Path(scratch)))
+    except OSError as error:
+        raise WorkFolderError(
+            f"the steps could not be tried ({error}): see that {runner.work} has room and can be written, and start"
+            " again"
+        ) from error
 
 
 def check_installation() -> None:
