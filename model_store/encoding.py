@@ -53,7 +53,12 @@ class TextEncoder:
         self._contract = contract
         self._words = KnownWords(self._tokenizer)
         self._frame = _frame(self._tokenizer, pair=contract.pair) if self._words.usable else []
-        self._room = contract.max_length - self._tokenizer.num_special_tokens_to_add(contract.pair)
+        self._room: int = contract.max_length - self._tokenizer.num_special_tokens_to_add(contract.pair)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a text, or of both of a pair, are read beside the special ones."""
+        return self._room
 
     def encode(self, item: TextItem, *, truncate: bool = True, side: Side | None = None) -> EncodedText:
         """Encode one item, cut to the model's `max_length` from `side` (the manifest's unless given).

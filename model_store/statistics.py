@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 _NORMAL = 1.959964
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646)
 
 Samples = NDArray[Any]
 
@@ -43,9 +43,11 @@ class Estimate:
 def paired_bootstrap(
     statistic: Callable[..., float], *samples: Samples, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
-    """`statistic(*samples)` with its percentile interval, resampling the same positions of every sample `(n,)`.
+    """`statistic(*samples)` with its percentile interval, resampling the same positions of every sample `(n, …)`.
 
-    Pairing removes what both sides share: the text's difficulty, the moment's load on the machine.
+    Pairing removes what both sides share: the text's difficulty, the moment's load on the machine. What was measured
+    several times is one position, with its repeats behind it: they are not independent, and counted as if they were
+    they would make the interval too narrow (a cluster bootstrap; Davison & Hinkley, "Bootstrap Methods" (1997), 3.8).
 
     Raises:
         ValueError: the samples are empty or not of one length.
@@ -146,8 +148,12 @@ def difference_of_proportions(only_first: int, only_second: int, count: int) -> 
 
 
 def ratio_of_medians(numerator: Samples, denominator: Samples) -> Estimate:
-    """Median of `numerator` ÷ median of `denominator`, pair by pair measured next to each other, each `(n,)`."""
-    return paired_bootstrap(lambda a, b: float(np.median(a) / np.median(b)), numerator, denominator)
+    """Median of `numerator` ÷ median of `denominator`, pair by pair measured next to each other.
+
+    Both are `(texts,)` or `(texts, times)`, NaN where a text was measured less often than others: texts are resampled,
+    each with all of its times, because how much faster one side is depends on the text.
+    """
+    return paired_bootstrap(lambda a, b: float(np.nanmedian(a) / np.nanmedian(b)), numerator, denominator)
 
 
 def correlation(first: Samples, second: Samples, *, constant: float) -> float:

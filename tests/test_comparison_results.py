@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,19 @@ def test_speed_up_and_throughput_are_ratios_above_one_where_b_is_faster() -> Non
     assert found.a.connections["16"].throughput == pytest.approx(50, rel=0.05)
     assert found.a.connections["1"].throughput == pytest.approx(50, rel=0.1)
     assert found.a.resident_bytes == 5_000_000
+
+
+def test_texts_that_are_asked_again_make_the_speed_up_no_surer() -> None:
+    sides, examples, samples, conditions = arguments(
+        {"a": POSITIVE[:30], "b": POSITIVE[:30]}, POSITIVE[:30], "single_label", {"a": 0.02, "b": 0.01}
+    )
+    slower = [replace(s, seconds=s.seconds + 0.005 * (s.text % 5)) if s.model == "a" else s for s in samples]
+    alone = [sample for sample in slower if sample.connections == 1]
+    again = [replace(sample, block=sample.block + 30 * turn) for turn in range(1, 4) for sample in alone]
+    once = summarise(sides, examples, slower, conditions).speedup
+    assert summarise(sides, examples, slower + again, conditions).speedup == once
+    some = [sample for sample in again if sample.block < 45]  # the time was over in the middle of a turn
+    assert once.low < summarise(sides, examples, slower + some, conditions).speedup.value < once.high
 
 
 def test_accuracy_agreement_retention_and_mcnemar_are_counted_by_label_name() -> None:

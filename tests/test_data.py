@@ -4,15 +4,18 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from model_store.builder.data import TaskData, json_records, load_data, normalised
+from model_store.builder.data import TaskData, _check_shares, json_records, load_data, normalised, sample
 from model_store.builder.errors import DataError, FetchError, NotFetchedError, OverlapError
 from model_store.builder.metrics import Metric
-from model_store.builder.sources import DataSource, HubSource, read_movie_reviews
+from model_store.builder.sources import DataSource, HubSource, RawRow, read_movie_reviews
 from model_store.encoding import TextItem
 from tests.tiny_torch import write_records
 
@@ -105,11 +108,20 @@ def test_multi_label_tables_separate_labels(tmp_path: Path) -> None:
 
 
 def test_a_regressions_target_is_its_number(tmp_path: Path) -> None:
-    folder = simple(tmp_path, train=rows(("one", 1.5), ("two", "2")), dev=rows(("x", 0)), test=rows(("y", -1)))
+    later = {"dev": rows(("x", 0), ("y", 1)), "test": rows(("z", -1), ("zz", 2.5))}
+    folder = simple(tmp_path, train=rows(("one", 1.5), ("two", "2")), **later)
     data = load_data(source(folder, problem="regression"))
     assert (data.labels, targets(data, "train")) == (("score",), [1.5, 2.0])
     assert [record["label"] for record in json_records(data, "train")] == [1.5, 2.0]
     assert load_data(source(folder, problem="regression", labels=["stars"])).labels == ("stars",)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_a_regressions_split_of_one_number_is_refused(tmp_path: Path, split: str) -> None:
+    splits = {name: rows((f"{name} a", 1), (f"{name} b", 2), (f"{name} c", 1)) for name in ("train", "dev", "test")}
+    hidden = [row | {"label": -1} for row in splits[split]]
+    with pytest.raises(DataError, match=rf"^data\.{split}: the number of every row is -1\.0, of 3 rows: name a split"):
+        load_data(source(simple(tmp_path, **(splits | {split: hidden})), problem="regression"))
 
 
 def test_a_text_of_a_later_split_leaves_the_earlier_one_and_is_counted(tmp_path: Path) -> None:
@@ -151,6 +163,62 @@ def test_the_metrics_are_those_that_the_recipe_names_the_first_deciding(tmp_path
     assert named.metric.name == "f1"
 
 
+@pytest.mark.parametrize(
+    ("labels", "limit", "message"),
+    [
+        (
+            ["a", "b"] * 150,
+            150,
+            "data.max_train_rows: 150 of the 150 rows taken have the label 'a', and 150 of all 300",
+        ),
+        (
+            ["a", "b", "b", "b"] * 100,
+            100,
+            "100 of the 100 rows taken have the label 'a', and 100 of all 400: the rows'",
+        ),
+        (["b", "b", "a", "b"] * 100, 200, "100 of the 200 rows taken have the label 'b', and 300 of all 400"),
+        ([["a", "b"], ["b"]] * 150, 150, "150 of the 150 rows taken have the label 'a', and 150 of all 300"),
+    ],
+    ids=["in turns", "one of each four", "half of the others", "several labels"],
+)
+def test_rows_taken_in_step_with_the_labels_are_refused(
+    tmp_path: Path, labels: list[Any], limit: int, message: str
+) -> None:
+    folder = simple(tmp_path, train=rows(*((f"text {index}", label) for index, label in enumerate(labels))))
+    problem = {"problem": "multi_label"} if isinstance(labels[0], list) else {}
+    if problem:
+        write(folder, dev=rows(("x", ["a"])), test=rows(("y", ["b"])))
+    with pytest.raises(DataError) as refusal:
+        load_data(source(folder, max_train_rows=limit, **problem))
+    assert message in str(refusal.value)
+    assert len(load_data(source(folder, max_train_rows=limit - 1, **problem)).splits["train"]) == limit - 1
+
+
+@given(
+    counts=st.lists(st.integers(1, 200), min_size=1, max_size=12),
+    limit=st.integers(1, 600),
+    seed=st.integers(0, 2**32) | st.none(),
+)
+def test_rows_of_sorted_and_of_shuffled_files_are_never_refused(
+    counts: list[int], limit: int, seed: int | None
+) -> None:
+    whole = [RawRow("text", None, str(label), "a row") for label, count in enumerate(counts) for _ in range(count)]
+    if seed is not None:
+        Random(seed).shuffle(whole)
+    _check_shares("train", [(row.label,) for row in sample(whole, limit)], whole)
+
+
+@pytest.mark.parametrize("plain", [("0", "1"), ("False", "True"), ("no", "yes"), ("NEGATIVE", "POSITIVE")])
+def test_f1_is_about_the_second_of_two_labels_whose_meaning_is_plain(tmp_path: Path, plain: tuple[str, str]) -> None:
+    first, second = plain
+    folder = simple(
+        tmp_path, train=rows(("one", first), ("two", second)), dev=rows(("x", first)), test=rows(("y", first))
+    )
+    assert load_data(source(folder, metrics=["f1"])).metric == Metric("f1", 1)
+    with pytest.raises(DataError, match=f"is f1 to be about {second!r} or {first!r}"):
+        load_data(source(folder, metrics=["accuracy", "f1"], labels=[second, first]))
+
+
 def test_row_limits_take_rows_evenly_spaced_for_files_are_often_sorted_by_label(tmp_path: Path) -> None:
     write_records(tmp_path)
     whole = load_data(source(tmp_path)).splits["train"]
@@ -183,6 +251,7 @@ def test_row_limits_take_rows_evenly_spaced_for_files_are_often_sorted_by_label(
         ({}, {"problem": "regression", "labels": ["a", "b"]}, "a regression has one name"),
         ({}, {"positive_label": "c"}, "data.positive_label: 'c' is no label: use 'a', 'b'"),
         ({"train": rows(("x", "a"), ("y", "b"), ("z", "c"))}, {"metrics": ["f1"]}, "f1 of 3 labels needs"),
+        ({}, {"metrics": ["f1"]}, "data.positive_label: is f1 to be about 'a' or 'b'? Name the one"),
         ({}, {"text": "body"}, "data.text: no column 'body' in train.jsonl, line 1: it has text, label"),
         ({}, {"label": "class"}, "data.label: no column 'class'"),
         ({}, {"text_pair": "second"}, "data.text_pair: no column 'second'"),
@@ -300,9 +369,9 @@ def hub_of(folder: Path, feature: Any, labels: dict[str, list[Any]]) -> HubSourc
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": feature})
-    for split, given in labels.items():
-        texts = [f"{split} {index}" for index in range(len(given))]
-        datasets.Dataset.from_dict({"text": texts, "label": given}, features=features).to_parquet(
+    for split, values in labels.items():
+        texts = [f"{split} {index}" for index in range(len(values))]
+        datasets.Dataset.from_dict({"text": texts, "label": values}, features=features).to_parquet(
             str(folder / f"{split}.parquet")
         )
     return HubSource(source="hub", name=str(folder), licence="MIT")

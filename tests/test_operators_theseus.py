@@ -97,15 +97,15 @@ def test_gates_are_a_function_of_seed_and_step_alone() -> None:
 
 
 def test_successor_layers_start_from_the_first_n_or_from_the_first_that_each_replaces() -> None:
-    assert list(parameters().copied_layers(6)) == [0, 1, 2]
-    assert list(parameters(initialisation="spread").copied_layers(6)) == [0, 2, 4]
+    assert list(parameters().kept_layers(6)) == [0, 1, 2]
+    assert list(parameters(initialisation="spread").kept_layers(6)) == [0, 2, 4]
 
 
 def test_uneven_modules_are_given_as_what_each_stands_for() -> None:
     uneven = parameters(layers=None, modules=(1, 3, 2))
     assert uneven.spans(6) == (1, 3, 2)
-    assert uneven.copied_layers(6) == (0, 1, 2)
-    assert parameters(layers=None, modules=(1, 3, 2), initialisation="spread").copied_layers(6) == (0, 1, 4)
+    assert uneven.kept_layers(6) == (0, 1, 2)
+    assert parameters(layers=None, modules=(1, 3, 2), initialisation="spread").kept_layers(6) == (0, 1, 4)
     assert uneven.shape_after(Shape("classifier", 6)) == Shape("classifier", 3)
 
 

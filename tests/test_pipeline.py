@@ -13,13 +13,15 @@ from model_store.builder.documents import apply_override
 from model_store.builder.errors import (
     BuildExtraError,
     DataError,
+    ExportError,
     GateFailedError,
     LaunchError,
     RecipeError,
     WeightsError,
+    WorkFolderError,
 )
 from model_store.builder.operators.quantize import ALL_CANDIDATES
-from model_store.builder.pipeline import Build, build
+from model_store.builder.pipeline import Build, _check_architecture, build
 from model_store.builder.plan import check_installation, make_plan
 from model_store.builder.recipe import Recipe, resolve
 from model_store.builder.report import REPORT_FILES
@@ -207,14 +209,29 @@ def test_what_can_not_work_is_refused_before_anything_is_trained(
     assert message in str(refusal.value)
 
 
+def test_a_length_that_the_special_tokens_of_a_pair_fill_is_refused(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path, pair=True)
+    whole = make_plan(changed(document, tmp_path, "max_length=5"))
+    short = changed(document, tmp_path, "max_length=4")
+    message = "max_length: 4 tokens leave no room for both texts beside the special ones: use at least 5"
+    for planning in (make_plan, whole.for_recipe):
+        with pytest.raises(RecipeError, match=message):
+            planning(short)
+    make_plan(changed(tiny_document(tmp_path / "single"), tmp_path, "max_length=4"))
+
+
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
         ({"model_type": "albert", "num_hidden_groups": 1}, "AlbertForSequenceClassification has 0 lists of 4 layers"),
         ({"model_type": "vit"}, "transformers can't make a classifier of"),
         ({"model_type": "unheard-of"}, "transformers can't make a classifier of"),
-        ({"model_type": "ernie"}, "optimum can't export a classifier of type 'ernie'"),
-        ({"type_vocab_size": 1}, "has type_vocab_size 1, and bert is exported with token types 0 and 1"),
+        ({"model_type": "ernie"}, "optimum can't export a classifier of the architecture ernie"),
+        ({"type_vocab_size": 1}, "bert is exported with token types 0 and 1, and type_vocab_size in its config.json is 1"),
+        (
+            {"model_type": "qwen3", "num_key_value_heads": 2},
+            r"^steps\.1\.theseus: Qwen3ForSequenceClassification with 2 layers can't be read back",
+        ),
     ],
 )
 def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_trained(
@@ -225,10 +242,16 @@ def test_an_architecture_that_can_not_be_built_is_refused_before_anything_is_tra
     config = json.loads((weights / "config.json").read_text())
     (weights / "config.json").write_text(json.dumps(config | architecture))
     recipe = changed(document, folder, f"predecessor.path={weights}")
-    with pytest.raises(WeightsError, match=message) as refusal:
+    with pytest.raises((ExportError, WeightsError), match=message) as refusal:
         build(recipe, ModelStore(tmp_path / "store"), tmp_path / "work", Recorder())
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "work" / "steps").exists()
+
+
+def test_a_work_folder_that_has_no_room_to_try_the_steps_is_named(document: dict[str, Any], folder: Path) -> None:
+    plan = make_plan(changed(document, folder))
+    with pytest.raises(WorkFolderError, match=r"the steps could not be tried .*: see that .*nowhere has room"):
+        _check_architecture(plan, Runner(folder / "nowhere", Recorder()))
 
 
 def test_a_version_that_was_damaged_is_published_again(folder: Path, tmp_path: Path, finished: Build) -> None:

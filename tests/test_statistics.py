@@ -94,9 +94,41 @@ def test_a_ratio_of_medians_is_the_known_one() -> None:
     assert 1.5 < estimate.low <= 2 <= estimate.high < 2.5
 
 
-@given(freedom=st.integers(1, 500))
-def test_students_quantile_is_scipys(freedom: int) -> None:
-    assert student_quantile(freedom) == pytest.approx(student.ppf(0.975, freedom), abs=1e-3)
+def test_a_text_that_is_measured_again_makes_the_interval_of_a_ratio_no_narrower() -> None:
+    generator = np.random.default_rng(0)
+    new = generator.lognormal(0, 0.6, 40) + 1
+    old = 3 * new - 2.5  # how much faster the new one is depends on the text
+    once = ratio_of_medians(old, new)
+    often = ratio_of_medians(*(np.repeat(times[:, None], 5, axis=1) for times in (old, new)))
+    assert often.value == pytest.approx(once.value)
+    assert often.interval == pytest.approx(once.interval)
+    narrow = ratio_of_medians(np.repeat(old, 5), np.repeat(new, 5))
+    assert narrow.high - narrow.low < 0.6 * (once.high - once.low)
+
+
+def test_a_text_may_be_measured_less_often_than_others() -> None:
+    old, new = np.array([[4.0, 6.0], [5.0, np.nan]]), np.array([[2.0, 3.0], [1.0, np.nan]])
+    estimate = ratio_of_medians(old, new)
+    assert estimate.value == 5 / 2
+    assert estimate.interval == (5 / 2.5, 5 / 1)
+
+
+def test_about_95_of_100_intervals_of_a_ratio_of_medians_hold_the_truth_however_often_texts_are_measured() -> None:
+    generator = np.random.default_rng(1)
+    many = generator.lognormal(0, 0.6, 400_000)
+    truth = float(np.median(3 * many + 0.3) / np.median(many + 1))
+    held = 0
+    for _ in range(60):
+        texts = generator.lognormal(0, 0.6, (50, 1))
+        noise = generator.lognormal(0, 0.03, (2, 50, 5))
+        estimate = ratio_of_medians((3 * texts + 0.3) * noise[0], (texts + 1) * noise[1])
+        held += estimate.low <= truth <= estimate.high
+    assert held / 60 >= 0.9
+
+
+def test_students_quantile_is_scipys() -> None:
+    for freedom in range(1, 500):
+        assert student_quantile(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=0, abs=1e-3)
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 6, 10])

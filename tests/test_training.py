@@ -380,6 +380,16 @@ def test_distilling_trains_a_truncated_student_towards_its_frozen_teacher(
 
 
 @pytest.mark.slow
+def test_the_parts_of_a_distillations_loss_are_logged_as_means_like_the_loss_that_they_make_up(run: Run) -> None:
+    history = run(DISTILL.model_copy(update={"batch_size": 4}))[1]["history"]
+    logged = [entry for entry in history if "loss" in entry]
+    assert len(logged) > 2
+    for entry in logged:
+        mixed = 0.3 * entry["task_loss"] + 0.7 * entry["distillation_loss"] + 0.5 * entry["patient_loss"]
+        assert entry["loss"] == pytest.approx(mixed, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_the_same_budget_and_order_make_the_arms_comparable_a_distillation_without_teacher_is_fine_tuning(
     run: Run, world: tuple[Path, Path, StepContext], tmp_path: Path
 ) -> None:

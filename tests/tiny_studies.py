@@ -64,7 +64,7 @@ def task_record(targets: list[int], *, metrics: tuple[MetricName, ...] = ("accur
         problem="single_label",
         pair=False,
         licence="CC0-1.0",
-        labels=("a", "b"),
+        labels=("negative", "positive"),
         metrics=tuple(Metric(name) for name in metrics),
         splits={"train": split, "dev": split, "test": split.model_copy(update={"dropped_overlap": 0})},
         tfidf=dict.fromkeys(metrics, 0.5),

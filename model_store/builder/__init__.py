@@ -10,7 +10,7 @@ Read in this order:
    pinned files of packages.
 4. `step`: what every operator is made of. `operators/`: one file per method, found by its name in a recipe.
 5. `training` (with `batches`, `loading`, `losses`, `bfloat16`): the one trainer. `layers`: a model's stack of layers.
-   `architecture`: what is looked at before a training.
+   `rehearsal`: what they can't do is seen on random numbers first.
 6. `export` (with `trimming`, `unpadding`), `quantization` (with `per_token`), `half_precision`, `artifacts`: the files.
    `evaluate`, `judgement`, `gate`, `report`: what they are worth.
 7. `study`: methods compared over tasks and seeds. `cells` computes it, `records` and `results` keep it,

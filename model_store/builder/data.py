@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,11 @@ from model_store.builder.metrics import METRICS_OF, Metric
 from model_store.builder.sources import SPLITS, DataSource, RawRow
 from model_store.encoding import TextItem
 from model_store.manifest import DataLineage, Problem, Split
+
+PLAIN_LABELS = {("0", "1"), ("false", "true"), ("no", "yes"), ("negative", "positive")}
+"""Of these, in any case, F1 is about the second; of all others it must be said."""
+
+_LEAST_LIKELY = 20.0  # twice e^-20, for both sides, is four in 10^9
 
 Item = TypeVar("Item")
 Target = int | float | tuple[int, ...]
@@ -66,12 +72,16 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
         OverlapError: texts occur in several splits and the recipe refuses that.
         FetchError: the data could not be fetched.
     """
-    raw = {split: sample(rows, source.max_rows(split)) for split, rows in source.read(offline=offline).items()}
+    whole = source.read(offline=offline)
+    raw = {split: sample(rows, source.max_rows(split)) for split, rows in whole.items()}
     for split, read in raw.items():
         if not read:
             raise DataError(f"data.{split} has no rows")
     pair = any(row.text_pair is not None for rows in raw.values() for row in rows)
     names = {split: [_names(row, source.problem) for row in rows] for split, rows in raw.items()}
+    if source.problem != "regression":
+        for split, taken in names.items():
+            _check_shares(split, taken, whole[split])
     labels = _choose_labels(source, names, known_labels)
     rows = {
         split: tuple(
@@ -81,6 +91,8 @@ def load_data(source: DataSource, known_labels: tuple[str, ...] | None = None, *
         for split in raw
     }
     kept, dropped = _without_overlap(rows, refuse=source.overlap == "refuse")
+    if source.problem == "regression":
+        _check_numbers(kept)
     lineage = DataLineage(
         source=source.describe(),
         licence=source.licence,
@@ -133,17 +145,65 @@ def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
     return [items[index * len(items) // limit] for index in range(limit)]
 
 
+def _check_numbers(rows: Mapping[str, Sequence[Row]]) -> None:
+    """Refuse a split whose numbers are all one, as those of a competition's test split are that hides them.
+
+    Raises:
+        DataError: nothing could be learnt from it, and no correlation be judged.
+    """
+    for split, found in rows.items():
+        if len({row.target for row in found}) == 1:
+            raise DataError(
+                f"data.{split}: the number of every row is {found[0].target}, of {len(found)} rows: name a split"
+                " that has real ones"
+            )
+
+
+def _check_shares(split: str, taken: Sequence[tuple[str, ...]], whole: Sequence[RawRow]) -> None:
+    """Refuse rows taken evenly spaced from a file whose labels come in turn, as its step may meet one of them alone.
+
+    By Hoeffding's bound, `exp(-k·KL(share taken ‖ share of all))` for k rows, a label of a shuffled file does so once
+    in 10^8 times; one of a sorted file never, as a run is met as often as its length says but for less than one row.
+
+    Raises:
+        DataError: a label's share of the rows taken is another one than its share of all.
+    """
+    if len(taken) == len(whole):
+        return
+    counts = Counter(label for row in taken for label in set(row))
+    values = (row.label if isinstance(row.label, list) else [row.label] for row in whole)
+    for label, count in Counter(label for row in values for label in set(map(str, row))).items():
+        found, expected = counts[label], len(taken) * count / len(whole)
+        distance = _divergence(found / len(taken), count / len(whole))
+        if abs(found - expected) > 1 and len(taken) * distance > _LEAST_LIKELY:
+            raise DataError(
+                f"data.max_{split}_rows: {found} of the {len(taken)} rows taken have the label {label!r}, and {count}"
+                f" of all {len(whole)}: the rows' order has a pattern, so take another number, or shuffle the file"
+            )
+
+
+def _divergence(first: float, second: float) -> float:
+    """Kullback and Leibler's, of two shares."""
+    parts = ((first, second), (1 - first, 1 - second))
+    return sum(p * (math.log(p / q) if q else math.inf) for p, q in parts if p)
+
+
 def metrics_of(source: DataSource, labels: tuple[str, ...]) -> tuple[Metric, ...]:
     """What a task is judged by, the main one first.
 
     Raises:
-        DataError: its positive label is none, or F1 needs one.
+        DataError: its positive label is none of them, or F1 needs one to be named.
     """
     positive = labels[-1] if source.positive_label is None else source.positive_label
     if positive not in labels:
         raise DataError(f"data.positive_label: {positive!r} is no label: use {_listed(labels)}")
-    if "f1" in source.metrics and len(labels) != 2 and source.positive_label is None:
-        raise DataError(f"data.metrics: f1 of {len(labels)} labels needs data.positive_label; or use macro_f1")
+    if "f1" in source.metrics and source.positive_label is None:
+        if len(labels) != 2:
+            raise DataError(f"data.metrics: f1 of {len(labels)} labels needs data.positive_label; or use macro_f1")
+        if tuple(label.lower() for label in labels) not in PLAIN_LABELS:
+            raise DataError(
+                f"data.positive_label: is f1 to be about {_listed(labels[:1])} or {_listed(labels[1:])}? Name the one"
+            )
     return tuple(Metric(name, labels.index(positive)) for name in source.metrics or METRICS_OF[source.problem][:1])
 
 

@@ -95,19 +95,19 @@ def latencies_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem]
 
 
 def times_alone(classifiers: Sequence[Classifier], items: Sequence[TextItem], rounds: int) -> NDArray[np.float64]:
-    """Times in ms `(classifiers, rounds · items)`: a column has the same text, measured by one after the other."""
+    """Times in ms `(classifiers, items, rounds)`: those of a text and round were measured one after the other."""
     encoded = [[classifier.encode(item) for item in items] for classifier in classifiers]
     for classifier, texts in zip(classifiers, encoded, strict=True):
         for text in texts[:5]:
             classifier.run([text])
-    times = np.empty((len(classifiers), rounds, len(items)))
+    times = np.empty((len(classifiers), len(items), rounds))
     for turn in range(rounds):
         for position in range(len(items)):
             for index, classifier in enumerate(classifiers):
                 start = time.perf_counter()
                 classifier.run([encoded[index][position]])
-                times[index, turn, position] = (time.perf_counter() - start) * 1000
-    return times.reshape(len(classifiers), -1)
+                times[index, position, turn] = (time.perf_counter() - start) * 1000
+    return times
 
 
 def times_under_load(classifiers: Sequence[Classifier], items: Sequence[TextItem]) -> list[float]:

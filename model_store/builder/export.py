@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from optimum.exporters.onnx import onnx_export_from_model
+from optimum.exporters.tasks import TasksManager
 from transformers import PreTrainedModel
 
 from model_store.builder.artifacts import FP32_FILE, new_artifact, open_candidate, write_artifacts
@@ -71,7 +72,37 @@ def torch_logits(model: PreTrainedModel, encoded: Sequence[EncodedText]) -> Logi
     return np.stack(rows).astype(np.float32)
 
 
+def check_exportable(model: PreTrainedModel) -> None:
+    """See that optimum exports the architecture, and that the file will read what a classifier is given.
+
+    Raises:
+        ExportError: it doesn't, or reads something else besides.
+    """
+    architecture = model.config.model_type
+    try:
+        described = TasksManager.get_exporter_config_constructor(
+            "onnx", model_type=architecture, task="text-classification", library_name="transformers"
+        )
+        inputs = set(described(model.config, task="text-classification").inputs)
+    except Exception as error:  # an unknown architecture or task, or a configuration that it has no form for
+        raise ExportError(
+            f"predecessor: optimum can't export a classifier of the architecture {architecture}: take another model"
+        ) from error
+    if inputs | {"token_type_ids"} != {"input_ids", "attention_mask", "token_type_ids"}:
+        raise ExportError(
+            f"predecessor: {architecture} reads {', '.join(sorted(inputs))}: a classifier is given input_ids,"
+            " attention_mask and perhaps token_type_ids, so take another model"
+        )
+    types = getattr(model.config, "type_vocab_size", 2)
+    if types < 2 and "token_type_ids" in inputs:
+        raise ExportError(
+            f"predecessor: {architecture} is exported with token types 0 and 1, and type_vocab_size in its config.json"
+            f" is {types}: give its embedding of token types two rows, and set it to 2"
+        )
+
+
 def _export(model: PreTrainedModel, output: Path, opset: int) -> None:
+    check_exportable(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns about every shape that it takes for a constant

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -12,6 +14,9 @@ from model_store.builder.step import StepContext
 from model_store.builder.weights import is_tuned, read_config
 from model_store.errors import one_line
 
+# Of logits: what is read back computes the same in the same order.
+_ROUNDING = 1e-4
+
 
 def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
     """The classifier in a folder, or an encoder with a new head for the task's labels.
@@ -19,6 +24,70 @@ def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
     Raises:
         WeightsError: they can't be read, or are not all there: transformers would draw the rest at random.
     """
+    model, found = _read(folder, context)
+    missing = sorted(key for key in found["missing_keys"] if not _may_be_new(key, model, folder))
+    if missing:
+        raise WeightsError(
+            f"the weights in {folder} lack {len(missing)} of {type(model).__name__}'s, {missing[0]} among others: save"
+            " them with save_pretrained, under the model's own names"
+        )
+    return model
+
+
+def save_classifier(model: PreTrainedModel, output: Path, context: StepContext) -> None:
+    """Save a classifier, and see that what the next step will read is the same model.
+
+    Some architectures make a layer by its place: its window of attention, the base of its rotary positions, a norm
+    that the first one lacks. A layer that has moved is another one when it is read back.
+
+    Args:
+        model: on the CPU.
+        output: the step's folder.
+        context: the task; a text of as many tokens as it may have is compared.
+
+    Raises:
+        WeightsError: it is another one, or can't be read back.
+    """
+    name, layers = type(model).__name__, model.config.num_hidden_layers
+    model.eval().save_pretrained(output)
+    try:
+        again, found = _read(output, context)
+        ids = ordinary_ids(model, context.inputs.max_length)
+        wanted, given = (logits_of(one, ids) for one in (model, again.eval()))
+    except Exception as error:  # a list in the configuration with an entry for each layer, and what else there may be
+        raise WeightsError(
+            f"{name} with {layers} layers can't be read back: take another model: {one_line(error)[:500]}"
+        ) from error
+    difference = float((wanted - given).abs().max())
+    strange = [*found["missing_keys"], *found["unexpected_keys"]]
+    if strange or not difference <= _ROUNDING * (0.1 + float(wanted.abs().max())):
+        raise WeightsError(
+            f"{name} with these {layers} layers is another model when it is read back (logits differ by"
+            f" {difference:.2g}, tensors without a place or lacking: {len(strange)}): what a layer is depends on its"
+            " place, so keep the first ones (strategy: top, initialisation: first), or take another model"
+        )
+
+
+def ordinary_ids(model: PreTrainedModel, tokens: int) -> torch.Tensor:
+    """Ids `(1, tokens)` as of a text, without padding and special ones; the same ones every time."""
+    config = model.config
+    special = {value for key, value in config.to_dict().items() if key.endswith("_token_id")}
+    known = torch.tensor([index for index in range(config.vocab_size) if index not in special])
+    ids = known[torch.randint(len(known), (1, tokens), generator=torch.Generator().manual_seed(0))]
+    if config.is_encoder_decoder and config.eos_token_id is not None:  # they read their answer where a text ends
+        ids[:, -1] = config.eos_token_id
+    return ids
+
+
+def logits_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits `(batch, labels)` of ids `(batch, tokens)` without padding."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return logits
+
+
+def _read(folder: Path, context: StepContext) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The classifier in a folder, and which of its tensors the folder lacks or has too many."""
     labels = context.scores.labels
     problem = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
     try:
@@ -32,13 +101,9 @@ def load_classifier(folder: Path, context: StepContext) -> PreTrainedModel:
         )
     except Exception as error:  # a cut file, shapes that do not fit: many kinds
         raise WeightsError(f"the weights in {folder} can't be loaded: {one_line(error)[:500]}") from error
-    missing = sorted(key for key in found["missing_keys"] if not _may_be_new(key, model, folder))
-    if missing:
-        raise WeightsError(
-            f"the weights in {folder} lack {len(missing)} of {type(model).__name__}'s, {missing[0]} among others: save"
-            " them with save_pretrained, under the model's own names"
-        )
-    return model  # type: ignore[no-any-return]  # transformers' own type is wider
+    # A cache of keys is for texts that are written on; a layer in another's place would attend into that one's.
+    model.config.use_cache = False
+    return model, found
 
 
 def _may_be_new(key: str, model: PreTrainedModel, folder: Path) -> bool:

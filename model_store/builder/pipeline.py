@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_store.builder.data import TaskData
+from model_store.builder.errors import WorkFolderError
 from model_store.builder.gate import check_all, enforce
 from model_store.builder.judgement import evaluate_on_test, measurements_of, report_of
 from model_store.builder.plan import Chain, Plan, check_installation, make_plan
@@ -42,8 +44,8 @@ def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> 
     with using(work, alone=True):
         plan = make_plan(recipe)
         progress.note(plan.summary)
-        _check_architecture(plan)
         runner = Runner(work, progress)
+        _check_architecture(plan, runner)
         first = recipe.own_predecessor_steps
         trained = plan.run(runner, plan.start, recipe.steps[:first])
         predecessor = plan.run(runner, trained, plan.exporting)
@@ -51,12 +53,17 @@ def build(recipe: Recipe, store: ModelStore, work: Path, progress: Progress) -> 
         return _judge_and_publish(plan, runner, store, predecessor, successor)
 
 
-def _check_architecture(plan: Plan) -> None:
-    from model_store.builder.architecture import check_architecture
+def _check_architecture(plan: Plan, runner: Runner) -> None:
+    from model_store.builder.rehearsal import check_architecture
 
-    before = plan.weights.shape
-    after = plan.recipe.check_steps(before)
-    check_architecture(plan.weights.folder, replaced=after.layers != before.layers)
+    try:
+        with tempfile.TemporaryDirectory(dir=runner.work) as scratch:
+            check_architecture(plan.weights.folder, plan.recipe.steps, plan.context(runner.progress, Path(scratch)))
+    except OSError as error:
+        raise WorkFolderError(
+            f"the steps could not be tried ({error}): see that {runner.work} has room and can be written, and start"
+            " again"
+        ) from error
 
 
 def _judge_and_publish(plan: Plan, runner: Runner, store: ModelStore, predecessor: Chain, successor: Chain) -> Build:

@@ -20,8 +20,10 @@ from model_store.builder.runner import Result, Runner, key_of
 from model_store.builder.step import Apply, Figures, StepContext, StepParameters, operator_module
 from model_store.builder.weights import PretrainedInfo, inspect_weights
 from model_store.classifier import check_runtime_installation
+from model_store.encoding import TextEncoder
+from model_store.errors import ClassifierError
 from model_store.extras import remedy
-from model_store.manifest import InputContract, Lineage, ScoreContract
+from model_store.manifest import TOKENIZER_FILE, InputContract, Lineage, ScoreContract
 
 EXTRA_MODULES = ("torch", "transformers", "optimum", "onnx", "accelerate", "sklearn", "matplotlib")
 PACKAGES = ("numpy", "onnx", "onnxruntime", "optimum", "scikit-learn", "tokenizers", "torch", "transformers")
@@ -71,6 +73,7 @@ class Plan:
             RecipeError: it can't work.
         """
         _check_recipe(recipe, self.weights, len(self.data.splits["train"]))
+        _check_room(recipe, self.weights, pair=self.data.pair)
         lineage = self.lineage.model_copy(update={"recipe": recipe.model_dump(mode="json"), "seed": recipe.seed})
         return replace(self, recipe=recipe, lineage=lineage)
 
@@ -131,6 +134,7 @@ def make_plan(recipe: Recipe, *, offline: bool = False) -> Plan:
     _check_recipe(recipe, weights)
     data = load_data(recipe.data, weights.labels, offline=offline)
     _check_recipe(recipe, weights, len(data.splits["train"]))
+    _check_room(recipe, weights, pair=data.pair)
     functions = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "identity"}
     return Plan(
         recipe=recipe,
@@ -163,6 +167,20 @@ def _check_recipe(recipe: Recipe, weights: PretrainedInfo, train_rows: int | Non
             step.check_rows(train_rows or 0)
         except RecipeError as error:
             raise RecipeError(f"steps.{index}.{error}") from error
+
+
+def _check_room(recipe: Recipe, weights: PretrainedInfo, *, pair: bool) -> None:
+    """Refuse a length that the special tokens fill, where the tokenizer is there as it will be served."""
+    try:
+        encoder = TextEncoder(weights.folder / TOKENIZER_FILE, InputContract(pair=pair, max_length=recipe.max_length))
+    except ClassifierError:  # it will be converted, or refused, by the first step
+        return
+    if encoder.room < 1 + pair:
+        least = recipe.max_length - encoder.room + 1 + pair
+        raise RecipeError(
+            f"max_length: {recipe.max_length} tokens leave no room for {'both texts' if pair else 'a text'} beside the"
+            f" special ones: use at least {least}"
+        )
 
 
 def check_installation() -> None:

@@ -51,7 +51,11 @@ class DataOptions(Knobs):
     metrics: tuple[MetricName, ...] = Field(
         default=(), description="the first one decides and is gated, the others are reported; by default the problem's"
     )
-    positive_label: str | None = Field(default=None, description="what f1 is about; by default the last label")
+    positive_label: str | None = Field(
+        default=None,
+        description="what f1 is about; may be left out of labels 0 and 1, false and true, no and yes, or negative and"
+        " positive, where it is the second",
+    )
     max_train_rows: int | None = Field(default=None, ge=1)
     max_dev_rows: int | None = Field(default=None, ge=1)
     max_test_rows: int | None = Field(default=None, ge=1)

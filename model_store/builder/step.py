@@ -79,6 +79,14 @@ class StepParameters(Knobs):
             )
         return replace(before, kind=self.gives)
 
+    def kept_layers(self, count: int) -> tuple[int, ...]:
+        """Which of the `count` layers before this step, 0-based and in order, the result's are or start as."""
+        return tuple(range(count))
+
+    def spans(self, count: int) -> tuple[int, ...]:  # noqa: ARG002
+        """How many of the `count` layers each of the result's stands for while it is trained among them, if it is."""
+        return ()
+
     def check_rows(self, train_rows: int) -> None:
         """Refuse what can't work with so many rows of training data.
 

@@ -35,7 +35,7 @@ from model_store.builder.batches import Batch, Collator, LengthGroupedOrder, enc
 from model_store.builder.bfloat16 import mixed_precision
 from model_store.builder.errors import BuildExtraError, TrainingError
 from model_store.builder.evaluate import predictions_of
-from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
+from model_store.builder.loading import load_classifier, quiet_libraries, save_classifier, save_tokenizer
 from model_store.builder.losses import task_loss
 from model_store.builder.progress import Meter
 from model_store.builder.step import Figures, StepContext, TrainingParameters
@@ -93,7 +93,7 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
     Raises:
         BuildExtraError: a reporter that the recipe names is not installed.
         TrainingError: the loss is not finite.
-        WeightsError: the weights or the tokenizer can't be used.
+        WeightsError: the weights or the tokenizer can't be used, or what was trained is not what is read back.
     """
     quiet_libraries()
     _check_reporters(context.report_to)
@@ -120,8 +120,9 @@ def train(method: Method, parameters: TrainingParameters, parent: Path, output: 
     _check_loss(mean_loss, total)
     if parameters.best_on_dev:
         trainer.load_best()
-    kept = method.finish(student).eval()
-    kept.save_pretrained(output)
+    # Mixed precision stays in the model's forward pass otherwise, and what is compared would be rounded.
+    trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+    save_classifier(method.finish(student).cpu(), output, context)
     if (context.scratch / LOGS).is_dir():
         shutil.copytree(context.scratch / LOGS, output / LOGS)
     return {"history": trainer.state.log_history, "dev": _dev_scores(trainer.state)}

@@ -21,7 +21,20 @@ from model_store.store import digest_file
 
 LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
 # Their positions are counted from the one after padding's id.
-_OFFSET_POSITIONS = {"camembert", "mpnet", "roberta", "xlm-roberta"}
+OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 # What may be a tokenizer's, besides the files of sentencepiece.
 _TOKENIZER_FILES = (
     "*.model",
@@ -240,7 +253,7 @@ def _labels(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
 
 def _max_positions(config: dict[str, Any]) -> int | None:
     positions: int | None = config.get("max_position_embeddings")
-    if positions is None or config.get("model_type") not in _OFFSET_POSITIONS:
+    if positions is None or config.get("model_type") not in OFFSET_POSITIONS:
         return positions
     padding = config.get("pad_token_id")
     return positions - (1 if padding is None else int(padding)) - 1

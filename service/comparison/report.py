@@ -23,9 +23,9 @@ _HEADINGS = ("", "A", "B", "B against A")
 _METHOD = """\
 Closed loop over keep-alive connections, after a warm-up. At 1 connection requests alternate A B, B A, …; at {many} \
 connections blocks of the same texts in the same order alternate in the same way. Brackets hold 95 % intervals: \
-latencies from order statistics, the speed-up from a paired bootstrap of {pairs} pairs of requests, the ratio of \
-throughputs from Student's distribution over blocks, shares from Wilson's score, differences from Bonett and Price's, \
-regressions' figures from a bootstrap of texts. \
+latencies from order statistics, the speed-up from a paired bootstrap of texts, each with all of its requests ({pairs} \
+pairs together), the ratio of throughputs from Student's distribution over blocks, shares from Wilson's score, \
+differences from Bonett and Price's, regressions' figures from a bootstrap of texts. \
 Accuracy, agreement and throughput come from the same answers. Load: {generator}."""
 
 

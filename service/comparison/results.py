@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,7 @@ def summarise(
     quality = Quality(sides.a.served.problem, [example.label for example in examples], answers["a"], answers["b"])
     latencies = {key: _latencies(samples, key, 1) for key in _KEYS}
     block_seconds = {key: _block_seconds(samples, key, many) for key in _KEYS}
-    speedup = ratio_of_medians(latencies["a"], latencies["b"])
+    speedup = ratio_of_medians(*(_latencies_by_text(samples, key, 1) for key in _KEYS))
     throughput_ratio = ratio_of_rounds(block_seconds["a"], block_seconds["b"])
     figures: dict[Key, ModelFigures] = {}
     for key, side in zip(_KEYS, sides, strict=True):
@@ -210,6 +211,15 @@ def _answers(samples: Sequence[Sample], key: Key, connections: int) -> list[Answ
 
 def _latencies(samples: Sequence[Sample], key: Key, connections: int) -> NDArray[np.float64]:
     return np.array([s.seconds for s in samples if (s.model, s.connections) == (key, connections)])
+
+
+def _latencies_by_text(samples: Sequence[Sample], key: Key, connections: int) -> NDArray[np.float64]:
+    """Latencies `(texts, times)` in the order in which texts were first asked, NaN behind those asked less often."""
+    asked: dict[int, list[float]] = {}
+    for sample in samples:
+        if (sample.model, sample.connections) == (key, connections):
+            asked.setdefault(sample.text, []).append(sample.seconds)
+    return np.array([*itertools.zip_longest(*asked.values(), fillvalue=np.nan)]).T
 
 
 def _block_seconds(samples: Sequence[Sample], key: Key, connections: int) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ Knowledge Distillation for BERT Model Compression" (EMNLP 2019), section 3, for 
 from __future__ import annotations
 
 import itertools
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -87,7 +88,9 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
     class Distilling(Method):
         teacher: torch.nn.Module
         matched: tuple[int, ...]
-        parts: dict[str, float]
+
+        def __init__(self) -> None:
+            self.parts: list[dict[str, float]] = []  # of the batches since figures were last asked for
 
         def build_student(self, parent: PreTrainedModel) -> PreTrainedModel:
             self.teacher = copy.deepcopy(parent).eval().requires_grad_(requires_grad=False)
@@ -107,7 +110,7 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
             assert outputs.logits is not None  # noqa: S101  # transformers types it as optional
             task = task_loss(problem, outputs.logits, batch["labels"])
             soft = distillation_loss(problem, outputs.logits, taught.logits, parameters.temperature)
-            self.parts = {"task_loss": task.item(), "distillation_loss": soft.item()}
+            parts = {"task_loss": task.item(), "distillation_loss": soft.item()}
             whole = (1 - parameters.alpha) * task + parameters.alpha * soft
             if self.matched:
                 assert outputs.hidden_states is not None  # noqa: S101  # asked for in `forward`
@@ -116,11 +119,14 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
                     outputs.hidden_states[1 : parameters.layers],
                     [taught.hidden_states[layer] for layer in self.matched],
                 )
-                self.parts["patient_loss"] = patient.item()
+                parts["patient_loss"] = patient.item()
                 whole = whole + parameters.patient_weight * patient
+            self.parts.append(parts)
             return whole
 
         def figures(self) -> dict[str, float]:
-            return self.parts
+            means = {name: statistics.fmean(parts[name] for parts in self.parts) for name in self.parts[0]}
+            self.parts = []
+            return means
 
     return train(Distilling(), parameters, parent, output, context)

@@ -39,6 +39,10 @@ class Parameters(FewerLayers, StepParameters):
         self.check_fewer(before)
         return replace(super().shape_after(before), layers=self.layers)
 
+    def kept_layers(self, count: int) -> tuple[int, ...]:
+        """Which layers stay; of `contribution`, which goes by the weights, a choice with gaps as it may make one."""
+        return kept_by_place("alternate" if self.strategy == "contribution" else self.strategy, count, self.layers)
+
 
 def kept_by_place(strategy: Strategy, count: int, keep: int) -> tuple[int, ...]:
     """Which of `count` layers, 0-based, a strategy keeps that goes by their place alone."""
@@ -66,7 +70,7 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
     import transformers
 
     from model_store.builder.layers import keep_layers, layer_similarities, stack_of
-    from model_store.builder.loading import load_classifier, quiet_libraries, save_tokenizer
+    from model_store.builder.loading import load_classifier, quiet_libraries, save_classifier, save_tokenizer
 
     quiet_libraries()
     transformers.set_seed(context.seed)  # for a new head
@@ -78,7 +82,7 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
         figures["similarities"] = similarities
         kept = kept_by_contribution(similarities, parameters.layers)
     else:
-        kept = kept_by_place(parameters.strategy, len(stack_of(model)), parameters.layers)
+        kept = parameters.kept_layers(len(stack_of(model)))
     keep_layers(model, kept)
-    model.save_pretrained(output)
+    save_classifier(model, output, context)
     return figures | {"kept": list(kept)}

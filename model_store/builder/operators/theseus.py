@@ -103,7 +103,7 @@ class Parameters(TrainingParameters):
                 f" never train alone: {remedy}"
             )
 
-    def copied_layers(self, count: int) -> tuple[int, ...]:
+    def kept_layers(self, count: int) -> tuple[int, ...]:
         """Which of the predecessor's `count` layers the successor starts from."""
         spans = self.spans(count)
         return tuple(range(len(spans))) if self.initialisation == "first" else spread_layers(spans)
@@ -157,7 +157,7 @@ def apply(parameters: Parameters, parent: Path, output: Path, context: StepConte
         def build_student(self, parent: PreTrainedModel) -> PreTrainedModel:
             parent.requires_grad_(requires_grad=False)
             stack = stack_of(parent)
-            self.routed = ReplaceableLayers(stack, parameters.copied_layers(len(stack)), parameters.spans(len(stack)))
+            self.routed = ReplaceableLayers(stack, parameters.kept_layers(len(stack)), parameters.spans(len(stack)))
             set_layers(parent, self.routed)
             return parent
 
