@@ -41,7 +41,7 @@ def authorise(
 def asked_over_http(scope: Mapping[str, Any]) -> dict[str, str]:
     """What the log says of a request inside `Envelope`."""
     request_id: bytes = scope["state"]["request_id"]
-    return {"method": scope["method"], "path": scope["path"], "request_id": request_id.decode()}
+    return {"method": scope["method"], "path": scope["path"][:200], "request_id": request_id.decode()}
 
 
 def check_port(service: Service, scope: Mapping[str, Any], permission: Permission) -> None:
