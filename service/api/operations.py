@@ -124,6 +124,7 @@ async def promotion_of(service: Running, request: Request) -> Promotion:
 router = APIRouter()
 
 
+@router.head("/docs", include_in_schema=False)
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
     """The API for people."""
