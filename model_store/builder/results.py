@@ -22,6 +22,7 @@ from model_store.builder.records import CellRecord, Record, TaskRecord, TrialRec
 from model_store.builder.runner import key_of
 from model_store.builder.study import PREDECESSOR, Cell, Study, Trial, steps_to
 from model_store.disk import write_whole
+from model_store.errors import first_problem
 
 R = TypeVar("R", bound=Record)
 
@@ -64,9 +65,9 @@ class Results:
         except OSError as error:
             raise StudyError(f"{path} can't be read ({error.strerror}): restore or remove it") from error
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = "".join(f"{part}: " for part in first["loc"])
-            raise StudyError(f"{path} is no {kind.__name__} ({where}{first['msg']}): restore or remove it") from error
+            where, what = first_problem(error)
+            place = f"{where}: " if where else ""
+            raise StudyError(f"{path} is no {kind.__name__} ({place}{what}): restore or remove it") from error
 
     def unit(self, unit: Cell | Trial) -> TrialRecord | CellRecord | None:
         """The record of a unit, or None where it isn't there.

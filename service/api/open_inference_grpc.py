@@ -155,6 +155,10 @@ class _Call:
         """What it was sent to."""
         return f"/{SERVICE}/{self.name}"
 
+    def asked(self) -> dict[str, str]:
+        """What the log says of it."""
+        return {"method": "gRPC", "path": self.path, "request_id": self.request_id.decode()}
+
     def tell(self, metadata: Mapping[str, str]) -> None:
         """Say more at the call's end."""
         self.told |= metadata
@@ -254,8 +258,7 @@ class _Servicer:
         if permission == "admin" and self._service.operations_port is not None:
             raise WrongPortError("administration is at the server's operations port, over HTTP")
         if permission is not None:
-            asked = {"method": "gRPC", "path": call.path, "request_id": call.request_id.decode()}
-            authorise(self._service, call.headers, permission, lambda: asked)
+            authorise(self._service, call.headers, permission, call.asked)
         if call.name in _WORK:
             limit_s = call.context.time_remaining()
             self._service.engine.check_admission(deadline_of(call.headers, call.arrived, math.inf, limit_s))
@@ -345,7 +348,7 @@ class _Servicer:
 
     def _log(self, call: _Call, code: grpc.StatusCode) -> None:
         if self._service.settings.log_requests:
-            log.info("request", method="gRPC", path=call.path, status=code.name, request_id=call.request_id.decode())
+            log.info("request", status=code.name, **call.asked())
 
     async def _model_infer(self, request: Any, call: _Call) -> Any:  # noqa: ANN401
         response, headers = await self._infer(request, call)
