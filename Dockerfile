@@ -81,8 +81,10 @@ CMD ["build", "sentiment"]
 
 
 FROM common AS server-common
+# In a container niceness ranks the service's own threads only: requests are read and answered before texts are computed.
 ENV SUCCESSOR_HOST=0.0.0.0 \
-    SUCCESSOR_STATE_DIR=/var/lib/successor
+    SUCCESSOR_STATE_DIR=/var/lib/successor \
+    SUCCESSOR_WORKER_NICENESS=10
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-m", "service.health_check"]

@@ -9,7 +9,7 @@ Read in this order:
    breaks its batch fails alone. `background`: what goes on beside answering. `scheduling`: when threads get a core.
 5. `cost_model`: what a call costs, learned from calls.
 6. `loading`, `registry`, `demand`: from the store to a model that answers; which version a request means; which names
-   operators load or let go of by hand.
+   operators load or let go of by hand. `allocator`: the memory of what has gone.
 7. `api`: one file for each dialect.
 8. `errors`, `metrics`: every error and its status; every instrument. `access`, `rate_limit`: API keys and how often
    each may be used. `telemetry`, `tracing`: traces.

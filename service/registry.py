@@ -19,6 +19,7 @@ import structlog
 from model_store.errors import ClassifierError, InferenceError, IntegrityError, SuccessorError
 from model_store.manifest import ModelId
 from model_store.store import ModelStore
+from service.allocator import give_back
 from service.background import on_own_thread, repeat
 from service.demand import Demand
 from service.errors import InvalidRequestError, ModelNotLoadedError, UnusableVersionError
@@ -102,6 +103,7 @@ class Registry:
         """Loaded before anything in the store means them; see `at_hand`."""
         self.table = Table()
         self.retired: list[ServedModel] = []
+        self._released = False
         """Versions that left the table and still have answers to give."""
 
     def route(self, reference: str | None) -> Route:
@@ -309,13 +311,24 @@ class Registry:
         await repeat("measure what calls cost", look, _HOUSEKEEPING_S)
 
     async def keep_house(self) -> None:
-        """Let go of retired versions as soon as they have answered everything, until cancelled."""
-        await repeat("release versions", self.release_drained, _HOUSEKEEPING_S)
+        """Let go of retired versions as soon as they have answered everything, until cancelled.
+
+        Their memory is given back a moment later: what counts answered batches may hold one for as long.
+        """
+
+        async def keep() -> None:
+            if self._released:
+                self._released = False
+                await on_own_thread(give_back)
+            self.release_drained()
+
+        await repeat("release versions", keep, _HOUSEKEEPING_S)
 
     def release_drained(self) -> None:
         """Let go of retired versions that have answered everything."""
         for model in [one for one in self.retired if one.pending == 0]:
             self.retired.remove(model)
+            self._released = True
             log.info("version released", model=str(model.manifest.id))
 
     async def watch(self, every_s: float) -> None:

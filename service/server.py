@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import ipaddress
 import math
@@ -25,6 +24,7 @@ import uvicorn
 import uvloop
 
 from service.access import parse_keys, read_keys
+from service.allocator import tune_allocator
 from service.api.common import Service
 from service.app import check_installation, create_app
 from service.background import left_behind
@@ -43,9 +43,6 @@ _FAREWELL_S = 0.3
 _LAST_CALLS_S = 1.0
 # How many of uvicorn's ticks, each 0.1 s, lie between two sweeps over the connections.
 _SWEEP_TICKS = 5
-# The number of glibc's switch, and from how many bytes on a block is one of its own.
-_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 2**18
 # How long a client may take over TLS's handshake, during which it is no connection that is counted.
 _HANDSHAKE_S = 5.0
 # Files that a process has open beside its connections.
@@ -208,20 +205,6 @@ def tune_interpreter() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-
-
-def tune_allocator() -> bool:
-    """Have large blocks given back to the system when they are freed; False where the C library has no such switch.
-
-    glibc raises its threshold for blocks of their own to the largest that was freed, up to 32 MiB. Models that come and
-    go, and batches of all sizes, then leave holes in the heap.
-
-    Source: mallopt(3), M_MMAP_THRESHOLD: once set, it stays.
-    """
-    try:
-        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES))
-    except AttributeError:
-        return False
 
 
 class Loop(uvloop.Loop):

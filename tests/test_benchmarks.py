@@ -20,6 +20,7 @@ from tests.benchmarks.dialects import measure_dialects
 from tests.benchmarks.effort import QUICK
 from tests.benchmarks.engine import Arrangement, EngineAlone, arrangements
 from tests.benchmarks.figures import Figure, Report, at_least, at_most, ratio_of_rounds
+from tests.benchmarks.life_cycle import growth_over
 from tests.benchmarks.subjects import Subject, read_texts, republish
 from tests.benchmarks.wrk import drive
 from tests.serving import served
@@ -166,6 +167,19 @@ def test_a_section_runs_by_itself_and_writes_its_figures(tmp_path: Path) -> None
     ] * 3
     assert content["skipped"] == {}
     assert content["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.3])
+def test_memory_that_grows_is_told_from_memory_that_wavers(leak: float) -> None:
+    noise = np.random.default_rng(0).normal(1.0, 0.08, 38)
+    growth, low, high = growth_over([(1 + leak * place / 37) * 250e6 * share for place, share in enumerate(noise)])
+    assert low <= leak <= high
+    assert high - low < 0.25
+    assert growth == pytest.approx(leak, abs=0.06)
+
+
+def test_memory_that_grows_by_the_same_each_time_grows_by_what_it_says() -> None:
+    assert growth_over([200.0, 210.0, 220.0]) == pytest.approx((0.1, 0.1, 0.1))
 
 
 @pytest.mark.slow

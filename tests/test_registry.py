@@ -413,7 +413,13 @@ def test_a_store_that_cannot_be_looked_at_for_a_while_is_looked_at_again(
     assert [entry["step"] for entry in logs if "step" in entry] == ["look at the store"]
 
 
-def test_a_version_that_was_measured_and_unloaded_is_gone_from_memory(store: ModelStore, tiny: ModelId) -> None:
+def test_a_version_that_was_measured_and_unloaded_is_gone_from_memory(
+    store: ModelStore, tiny: ModelId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr("service.registry.give_back", lambda: given_back.append(True))
+    monkeypatch.setattr("service.registry._HOUSEKEEPING_S", 0.01)
+
     async def scenario() -> None:
         scene = Scene(store)
         await scene.registry.sync()
@@ -437,6 +443,8 @@ def test_a_version_that_was_measured_and_unloaded_is_gone_from_memory(store: Mod
             await asyncio.sleep(0.01)
         gc.collect()
         assert old() is None
+        while not given_back:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import http.client
 import json
 import multiprocessing.context
 import os
-import platform
 import signal
 import socket
 import ssl
@@ -28,7 +26,7 @@ from model_store.store import ModelStore
 from service import health_check
 from service.errors import ListenError
 from service.processes import Supervisor
-from service.server import Loop, address, listen, run_process, tune_allocator
+from service.server import Loop, address, listen, run_process
 from service.settings import load_settings
 from tests.keys import BEARER, write_keys
 from tests.tiny import make_tiny_version
@@ -388,30 +386,6 @@ def test_a_client_that_hangs_up_is_not_waited_for(store: ModelStore, tiny: Model
                 )
         assert running.classify() == 200
         assert running.stop()[0] == 0
-
-
-@pytest.mark.parametrize("tuned", [True, False])
-def test_freed_blocks_go_back_to_the_system(tuned: bool) -> None:
-    """Blocks of 8 MiB that are freed while one above them stays: without the switch they stay in the heap."""
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("only glibc has this switch")
-    program = """if True:
-        import sys
-        import psutil
-        from service.server import tune_allocator
-        assert sys.argv[1] == "False" or tune_allocator()
-        bytearray(30 * 2**20)  # glibc raises its threshold when this is freed
-        blocks = [bytes(8 * 2**20) + b"x" for _ in range(20)]
-        del blocks[:-1]
-        print(psutil.Process().memory_info().rss)
-    """
-    done = subprocess.run([sys.executable, "-c", program, str(tuned)], capture_output=True, text=True, check=True)
-    assert (int(done.stdout) < 130 * 2**20) == tuned
-
-
-def test_a_c_library_without_the_switch_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert not tune_allocator()
 
 
 def test_garbage_on_the_socket_does_not_disturb_others(store: ModelStore, tiny: ModelId, tmp_path: Path) -> None:

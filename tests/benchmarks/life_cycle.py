@@ -13,6 +13,7 @@ from time import perf_counter
 import httpx
 import numpy as np
 import orjson
+import scipy.stats
 from numpy.typing import NDArray
 
 from model_store.classifier import to_scores
@@ -32,7 +33,9 @@ _KEY = new_key()
 _AUTHORIZATION = {"authorization": f"Bearer {_KEY}"}
 # Probabilities that differ by less are the same answer: a lone request adds up in another order.
 _SAME = 1e-3
-_CHUNKS = 10
+_RELOADS = 40
+# The first versions find a heap that has never held more.
+_FIRST_RELOADS = 2
 
 
 def measure_swaps(first: Subject, second: Subject, effort: Effort, report: Report, logs: Path) -> None:
@@ -64,19 +67,37 @@ def measure_termination(subject: Subject, effort: Effort, report: Report, logs: 
 
 
 def measure_memory(subject: Subject, effort: Effort, report: Report, logs: Path) -> None:
-    """Ask texts of mixed lengths with a reload after every tenth; compare resident memory at the end and early on."""
+    """Ask texts of mixed lengths with reloads between; fit a line through resident memory after each of them.
+
+    What a version's own buffers grow to depends on the largest of its batches, which differs by a tenth of it all from
+    one to the next: memory at the end ÷ early on would say little of a leak.
+    """
     texts = [*subject.texts, *(" ".join(subject.texts[start : start + 6]) for start in range(0, 60, 6))]
     resident = []
     with _two_versions(subject, subject, logs) as target:
         mixed = service_target(target.server, f"{_NAME}@{_ALIAS}", texts)
-        for chunk in range(_CHUNKS):
-            _promote(target.server, 2 - chunk % 2)  # the alias begins with 1
-            load.run(_ask(mixed, effort.soak_requests // _CHUNKS))
+        for number in range(_RELOADS):
+            _promote(target.server, 2 - number % 2)  # the alias begins with 1
+            load.run(_ask(mixed, effort.soak_requests // _RELOADS))
             resident.append(target.server.resident_bytes() or 0)
-    early, late = float(np.mean(resident[1:4])), float(np.mean(resident[-3:]))
+    growth, low, high = growth_over(resident[_FIRST_RELOADS:])
     course = ", ".join(f"{size / 1e6:.0f}" for size in resident)
-    note = f"{effort.soak_requests} requests, {_CHUNKS} reloads; MB after each: {course}"
-    report.add(Figure(subject.label, "growth of memory", late / early - 1, bar=at_most(0.05), note=note))
+    note = f"{effort.soak_requests} requests, {_RELOADS} reloads; MB after each: {course}"
+    name = "growth of memory"
+    report.add(Figure(subject.label, name, growth, interval=(low, high), bar=at_most(0.05), note=note))
+
+
+def growth_over(course: Sequence[float]) -> tuple[float, float, float]:
+    """By what share a noisy course grew from its first to its last value, with its interval of 95 %.
+
+    The line is Theil and Sen's: the median of the slopes between any two values.
+
+    Args:
+        course: at least two values at equal distances.
+    """
+    slope, start, low, high = scipy.stats.theilslopes(course)
+    length = len(course) - 1
+    return slope * length / start, low * length / start, high * length / start
 
 
 def measure_start(subject: Subject, effort: Effort, report: Report, logs: Path) -> None:
