@@ -103,8 +103,9 @@ class Registry:
         """Loaded before anything in the store means them; see `at_hand`."""
         self.table = Table()
         self.retired: list[ServedModel] = []
-        self._released = False
         """Versions that left the table and still have answers to give."""
+        self._released = False
+        """One was let go of, and what it leaves was not given back yet."""
 
     def route(self, reference: str | None) -> Route:
         """Find the version for a request.
