@@ -9,12 +9,13 @@ import pytest
 
 from service.allocator import give_back, tune_allocator
 
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this switch")
 
+
+@of_glibc
 @pytest.mark.parametrize("tuned", [True, False])
 def test_freed_blocks_go_back_to_the_system(tuned: bool) -> None:
     """Blocks of 8 MiB that are freed while one above them stays: without the switch they stay in the heap."""
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("only glibc has this switch")
     program = """if True:
         import sys
         import psutil
@@ -29,11 +30,10 @@ def test_freed_blocks_go_back_to_the_system(tuned: bool) -> None:
     assert (int(done.stdout) < 130 * 2**20) == tuned
 
 
+@of_glibc
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_small_blocks_left_goes_back_to_the_system(asked: bool) -> None:
     """60 MB of small blocks with one above them that stays."""
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("only glibc has this switch")
     program = """if True:
         import sys
         import psutil
